@@ -13,6 +13,7 @@ from offkey.detect._fitted import Fitted
 from offkey.detect._job import Job
 from offkey.detect._many import fit_all, harvest, score_all
 from offkey.detect._scores import Mode, Scores
+from offkey.detect._tables import text_of
 from offkey.detect._tokens import score_tokens
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "score_all",
     "score_tokens",
     "site_aurocs",
+    "text_of",
 ]
