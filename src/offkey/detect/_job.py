@@ -95,8 +95,8 @@ class Job:
         """Runs the job and fills ``out``; the same job goes on where it was stopped.
 
         Leaves ``run.json``, ``scores.parquet``, ``site_scores.parquet``, ``metrics.json``, the
-        fitted detectors, the recorded rows and, unless redacted, the trusted and test prompts. Of several workers the first one writes; the
-        others only record their shards.
+        fitted detectors, the recorded rows and, unless redacted, the prompts. Of several workers
+        the first one writes; the others only record their shards.
 
         Returns:
             The metrics, as in ``metrics.json``; empty on a worker that is not the first.

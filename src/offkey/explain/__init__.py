@@ -15,8 +15,8 @@ from offkey.explain._explanation import (
     Neighbour,
     ReadOut,
     SiteShare,
+    Swap,
     Token,
-    WordShare,
 )
 from offkey.explain._run import explain_run
 from offkey.explain._shared import SharedWord, shared_words
@@ -30,8 +30,8 @@ __all__ = [
     "ReadOut",
     "SharedWord",
     "SiteShare",
+    "Swap",
     "Token",
-    "WordShare",
     "explain",
     "explain_run",
     "shared_words",

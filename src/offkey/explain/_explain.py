@@ -18,7 +18,6 @@ from offkey.explain._explanation import (
 from offkey.explain._lens import read_out, streams
 from offkey.explain._parts import head_shares, latent_shares
 from offkey.explain._seen import AnyPrompts, Seen, Task, look
-from offkey.explain._words import MOST_WORDS
 from offkey.models import Model
 
 __all__ = ["explain"]
@@ -37,10 +36,11 @@ def explain(
 
     The score's shares by site are exact. Heads are those whose attribution towards the answer
     differs most from the trusted median; latents those active here and on few trusted prompts;
-    read-outs are those of the logit lens at the sites of the largest shares; neighbours are the
-    nearest of the trusted prompts by the detector's own feature; words are those without which
-    the score falls most. Heads, latents and read-outs are those of the last token. A part that
-    cannot be had is empty, and the explanation's notes say why.
+    read-outs are those of the logit lens at the sites of the largest shares and at the last;
+    neighbours are the nearest of the trusted prompts by the detector's own feature; swaps are
+    exchanges of words for those of these neighbours, and the score then. Heads, latents and
+    read-outs are those of the last token. A part that cannot be had is empty, and the
+    explanation's notes say why.
 
     Args:
         detector: fitted.
@@ -75,8 +75,8 @@ def explain(
 def _told(task: Task, seen: Seen, n: int) -> Explanation:
     detector, detail, id = task.detector, task.detail, task.prompts.ids[n]
     p_value = None if np.isnan(seen.scores.p_value[n]) else float(seen.scores.p_value[n])
-    words = seen.words.get(id, ())
-    wordless = {} if words else {"words": f"it has no text of 2 to {MOST_WORDS} words"}
+    swaps = seen.swaps.get(id, ())
+    unswapped = {} if swaps else {"swaps": "it has no plain text to compare word by word"}
     effects, usual = seen.heads
 
     return Explanation(
@@ -92,8 +92,8 @@ def _told(task: Task, seen: Seen, n: int) -> Explanation:
         latents=_latents(task, seen, n),
         read_outs=_read_outs(task, seen, n),
         nearest=_nearest(task, seen, n),
-        words=words,
-        notes={**wordless, **seen.notes},
+        swaps=swaps,
+        notes={**unswapped, **seen.notes},
     )
 
 
@@ -119,7 +119,7 @@ def _read_outs(task: Task, seen: Seen, n: int) -> tuple[ReadOut, ...]:
     # A joint score has no shares; its last sites are then the nearest to the answer.
     names = [s.site for s in sorted(_sites(seen, n), key=lambda s: -s.share)]
     order = task.detector.fitted.sites[::-1] if "sites" in seen.notes else names
-    chosen = sorted(streams(task.model, order)[: task.detail.layers])
+    chosen = sorted({*streams(task.model, order)[: task.detail.layers], max(here)})
 
     return tuple(
         read_out(task.model, site, here[site][n], usual[site][seen.places[n]], task.detail.top)

@@ -14,8 +14,8 @@ __all__ = [
     "Neighbour",
     "ReadOut",
     "SiteShare",
+    "Swap",
     "Token",
-    "WordShare",
 ]
 
 
@@ -24,15 +24,15 @@ class Detail:
     """How much an explanation says, and at what cost.
 
     Attributes:
-        top: most heads, latents, words and tokens told.
-        layers: sites of the largest shares that are read out.
+        top: most heads, latents, swaps and tokens told.
+        layers: sites of the largest shares that are read out, beside the last one.
         nearest: trusted prompts shown beside it.
         background: most trusted prompts that are read: one forward pass each for the detector's
             feature, and one forward and backward pass each for heads.
         rare: a latent is told where at most this share of the trusted prompts has it active.
         dictionary: of the latents: ``bundled:SITE`` or a folder; left out, the bundled one
             where the model is the one it was trained on.
-        words: whether the prompt is scored again without each of its words in turn.
+        swaps: whether the prompt is scored again with words of its nearest trusted prompts.
     """
 
     top: int = 5
@@ -41,7 +41,7 @@ class Detail:
     background: int = 128
     rare: float = 0.02
     dictionary: str | None = None
-    words: bool = True
+    swaps: bool = True
 
     def __post_init__(self) -> None:
         for name in ("top", "layers", "nearest", "background"):
@@ -146,19 +146,19 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class WordShare:
-    """One word of the prompt.
+class Swap:
+    """Words of the prompt, and what its score is with the words of near trusted prompts there.
 
     Attributes:
-        word: as it stands there.
-        place: its number among the prompt's words, from 0.
-        without: score of the prompt without it.
-        share: how much the score falls without it.
+        words: as they stand in the prompt; empty where the trusted prompts have words more.
+        instead: what was put there, one for each way in which near trusted prompts differ.
+        score: the score then, the mean over these.
+        share: how much lower that is.
     """
 
-    word: str
-    place: int
-    without: float
+    words: str
+    instead: tuple[str, ...]
+    score: float
     share: float
 
 
@@ -177,9 +177,9 @@ class Explanation:
         sites: every site of the detector, in the model's order.
         heads: the heads whose attribution differs most from trusted prompts.
         latents: latents active here and rarely on trusted prompts.
-        read_outs: what the logit lens reads at the sites of the largest shares.
+        read_outs: what the logit lens reads at the sites of the largest shares, and the last.
         nearest: the nearest trusted prompts.
-        words: the words without which the score falls most.
+        swaps: the words whose exchange for those of near trusted prompts lowers the score most.
         notes: why a part is missing, by its name.
     """
 
@@ -195,7 +195,7 @@ class Explanation:
     latents: tuple[LatentShare, ...]
     read_outs: tuple[ReadOut, ...]
     nearest: tuple[Neighbour, ...]
-    words: tuple[WordShare, ...]
+    swaps: tuple[Swap, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -212,8 +212,8 @@ class Explanation:
         told = asdict(self)
         told["notes"] = dict(self.notes)
         if redact:
-            told |= {"text": None, "words": []}
+            told |= {"text": None, "swaps": []}
             told["nearest"] = [{**row, "text": None} for row in told["nearest"]]
-            told["notes"]["words"] = "texts are redacted"
+            told["notes"]["swaps"] = "texts are redacted"
 
         return told

@@ -40,9 +40,7 @@ def streams(model: Model, sites: Sequence[str]) -> tuple[Site, ...]:
     return tuple(model.site(site) for site in found)
 
 
-def tokens_of(
-    model: Model, rows: Float[Tensor, "n d"], count: int
-) -> list[tuple[Token, ...]]:
+def tokens_of(model: Model, rows: Float[Tensor, "n d"], count: int) -> list[tuple[Token, ...]]:
     """The most probable tokens of each residual row."""
     with torch.no_grad():
         best = lens_logits(model, rows.to(model.device)).softmax(-1).topk(count)
@@ -69,9 +67,7 @@ def read_out(
     return ReadOut(str(site), first, tuple(others_told))
 
 
-def promoted(
-    model: Model, directions: Float[Tensor, "n d"], count: int
-) -> list[tuple[str, ...]]:
+def promoted(model: Model, directions: Float[Tensor, "n d"], count: int) -> list[tuple[str, ...]]:
     """The tokens that each direction, alone in the stream, raises most."""
     if not len(directions) or can_read(model):
         return [()] * len(directions)

@@ -38,8 +38,10 @@ def nearest(
         if not bool(varies.any()):
             continue
         x, t = (part[:, varies] / sigma[varies] for part in (x.double(), t))
-        total += torch.cdist(x, t, compute_mode="donot_use_mm_for_euclid_dist").square() / t.shape[1]
+        total += (
+            torch.cdist(x, t, compute_mode="donot_use_mm_for_euclid_dist").square() / t.shape[1]
+        )
         sites += 1
-    distance, order = (total / max(sites, 1)).sqrt().sort(dim=1, stable=True)
+    mean, order = (total / max(sites, 1)).sqrt().sort(dim=1, stable=True)
 
-    return places[order[:, :count]], distance[:, :count]
+    return places[order[:, :count]], mean[:, :count]

@@ -58,7 +58,7 @@ def latent_shares(
     rare: float,
     count: int,
 ) -> tuple[LatentShare, ...]:
-    """Latents active here and on few trusted prompts or none: the rarest first, then the strongest.
+    """Latents active here and on few trusted prompts or none, the rarest first.
 
     Args:
         model: the model, through which a latent's direction is read out.

@@ -9,14 +9,14 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.detect import Detector, Scores, harvest
+from offkey.detect import Detector, Scores, harvest, text_of
 from offkey.dictionaries import Dictionary, dictionary_folder, load_dictionary
 from offkey.errors import BadInput
-from offkey.explain._explanation import Detail, WordShare
+from offkey.explain._explanation import Detail, Swap
 from offkey.explain._instruments import Instrument, heads_on, latents_on, read_both
 from offkey.explain._lens import can_read, streams
 from offkey.explain._neighbours import nearest
-from offkey.explain._words import variants, word_shares
+from offkey.explain._swaps import swap_shares, variants
 from offkey.features.sae import SparseLatents
 from offkey.models import Model, Site
 from offkey.passes import Rows, World
@@ -59,7 +59,7 @@ class Seen:
         latents: latents; empty where there are none.
         streams: residual streams that the lens reads.
         dictionary: of the latents.
-        words: the words that matter, by prompt.
+        swaps: exchanges of words that lower the score, by prompt.
         notes: why a part is missing.
     """
 
@@ -71,7 +71,7 @@ class Seen:
     latents: Pair
     streams: Pair
     dictionary: Dictionary | None
-    words: Mapping[str, tuple[WordShare, ...]]
+    swaps: Mapping[str, tuple[Swap, ...]]
     notes: Mapping[str, str]
 
 
@@ -93,14 +93,14 @@ def look(task: Task) -> Seen:
     unread = can_read(model)
     read = () if unread else streams(model, detector.fitted.sites)
     told, usual = read_both(model, task.prompts, task.trusted, (heads, latents), read)
-    words, wordless = _words(task, scores)
+    swaps, unswapped = _swaps(task, scores, places)
     reasons = {
         "sites": "" if scores.sites == detector.fitted.sites
         else "its score looks at all sites at once, so none has a share of its own",
         "heads": heads.why,
         "latents": latents.why,
         "read_outs": unread or ("" if read else "no site of the detector lies in a block"),
-        "words": wordless,
+        "swaps": unswapped,
     }  # fmt: skip
 
     return Seen(
@@ -112,24 +112,31 @@ def look(task: Task) -> Seen:
         latents=(told.rows(latents), usual.rows(latents)),
         streams=(told.values(read), usual.values(read)),
         dictionary=_dictionary(latents),
-        words=words,
+        swaps=swaps,
         notes={part: why for part, why in reasons.items() if why},
     )
 
 
-def _words(task: Task, scores: Scores) -> tuple[dict[str, tuple[WordShare, ...]], str]:
-    """Words that matter, and why there are none where that holds for all prompts."""
-    if not task.detail.words:
+def _swaps(
+    task: Task, scores: Scores, places: Int[Tensor, "n k"]
+) -> tuple[dict[str, tuple[Swap, ...]], str]:
+    """Exchanges that matter, and why there are none where that holds for all prompts."""
+    if not task.detail.swaps:
         return {}, "not asked for"
     if not isinstance(task.prompts, Prompts):
         return {}, "the prompts are arrays"
-    made, lacking = variants(task.prompts)
-    if lacking is None:
+    trusted = list(zip(task.trusted.ids, text_of(task.trusted), strict=True))
+    near = {
+        id: [trusted[place] for place in row]
+        for id, row in zip(task.prompts.ids, places.tolist(), strict=True)
+    }
+    made, changed = variants(task.prompts, near)
+    if changed is None:
         return {}, ""
-    without = task.detector.score_rows(task.rows(lacking, "words")).score
+    found = task.detector.score_rows(task.rows(changed, "swaps")).score
     whole = dict(zip(scores.ids, scores.score.tolist(), strict=True))
 
-    return word_shares(made, without, whole, task.detail.top), ""
+    return swap_shares(made, found, whole, task.detail.top), ""
 
 
 def _dictionary(latents: Instrument) -> Dictionary | None:
