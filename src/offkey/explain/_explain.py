@@ -81,7 +81,7 @@ def _told(task: Task, seen: Seen, n: int) -> Explanation:
 
     return Explanation(
         id=id,
-        text=text_of(task.prompts)[n],
+        text=_texts(task, task.prompts)[n],
         detector=detector.name,
         combine=detector.combine.name,
         score=float(seen.scores.score[n]),
@@ -128,7 +128,7 @@ def _read_outs(task: Task, seen: Seen, n: int) -> tuple[ReadOut, ...]:
 
 
 def _nearest(task: Task, seen: Seen, n: int) -> tuple[Neighbour, ...]:
-    texts = text_of(task.trusted)
+    texts = _texts(task, task.trusted)
 
     return tuple(
         Neighbour(task.trusted.ids[place], texts[place], distance)
@@ -136,6 +136,10 @@ def _nearest(task: Task, seen: Seen, n: int) -> tuple[Neighbour, ...]:
             seen.places[n].tolist(), seen.distances[n].tolist(), strict=True
         )
     )
+
+
+def _texts(task: Task, prompts: AnyPrompts) -> list[str | None]:
+    return [None] * len(prompts) if task.detail.redact else text_of(prompts)
 
 
 def _spread(prompts: AnyPrompts, most: int) -> AnyPrompts:

@@ -1,7 +1,7 @@
 """What an explanation says: plain values."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from offkey.errors import BadValue
@@ -33,6 +33,7 @@ class Detail:
         dictionary: of the latents: ``bundled:SITE`` or a folder; left out, the bundled one
             where the model is the one it was trained on.
         swaps: whether the prompt is scored again with words of its nearest trusted prompts.
+        redact: leave out the texts of prompts, and swaps, which quote them.
     """
 
     top: int = 5
@@ -42,6 +43,7 @@ class Detail:
     rare: float = 0.02
     dictionary: str | None = None
     swaps: bool = True
+    redact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("top", "layers", "nearest", "background"):
@@ -203,17 +205,6 @@ class Explanation:
         """The sites by their share, largest first."""
         return tuple(sorted(self.sites, key=lambda site: -site.share))
 
-    def as_dict(self, *, redact: bool = False) -> dict[str, Any]:
-        """The explanation as JSON has it.
-
-        Args:
-            redact: leave out everything that is a prompt's text.
-        """
-        told = asdict(self)
-        told["notes"] = dict(self.notes)
-        if redact:
-            told |= {"text": None, "swaps": []}
-            told["nearest"] = [{**row, "text": None} for row in told["nearest"]]
-            told["notes"]["swaps"] = "texts are redacted"
-
-        return told
+    def as_dict(self) -> dict[str, Any]:
+        """The explanation as JSON has it."""
+        return {**asdict(replace(self, notes={})), "notes": dict(self.notes)}

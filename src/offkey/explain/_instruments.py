@@ -50,9 +50,10 @@ class Instrument:
         return replace(reading, values=values, grads=grads)
 
 
-def heads_on(model: Model, prompts: AnyPrompts) -> Instrument:
-    """Attribution of heads towards the answer, or towards the likeliest token without choices."""
-    metric = "choices" if "choices" in prompts else "top"
+def heads_on(model: Model, *prompts: AnyPrompts) -> Instrument:
+    """Attribution of heads to the answer, or to the top token where a prompt has no choices."""
+    has_choices = all("choices" in part and None not in part["choices"] for part in prompts)
+    metric = "choices" if has_choices else "top"
 
     return Instrument.of(model, "attribution", direction="mean", metric=metric)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -65,10 +65,12 @@ def explain_run(
     trusted, test = prompts or run.prompts()
     run.check_prompts(trusted, test)
     fitted = run.load_detector(name)
+    detail = detail or Detail()
+    detail = replace(detail, redact=detail.redact or bool(run.config["redact"]))
     model = model or run.load_model()
     place = {id: n for n, id in enumerate(test.ids)}
     told = explain(fitted, model, test.take([place[id] for id in wanted]), trusted, detail=detail)
-    run.keep(told, rows)
+    run.keep(told, () if detail.redact else rows)
 
     return told
 
@@ -159,10 +161,9 @@ class _Run:
 
     def keep(self, told: Sequence[Explanation], rows: Sequence[dict[str, Any]]) -> None:
         """Puts explanations beside those that are there already."""
-        redact = bool(self.config["redact"])
         path = self.folder / FILE
         kept = {(row["detector"], row["id"]): row for row in _kept(path)}
-        kept |= {(row.detector, row.id): row.as_dict(redact=redact) for row in told}
+        kept |= {(row.detector, row.id): row.as_dict() for row in told}
         flagged, others = (
             [row["text"] for row in rows if row["text"] and bool(row["flagged"]) is is_flagged]
             for is_flagged in (True, False)

@@ -89,7 +89,10 @@ def look(task: Task) -> Seen:
                        mend="Explain prompts that have one")  # fmt: skip
     columns = detector.columns(rows), detector.columns(task.rows(task.trusted, "trusted"))
     places, distances = nearest(*columns, detail.nearest)
-    heads, latents = heads_on(model, task.prompts), latents_on(model, detail.dictionary)
+    heads, latents = (
+        heads_on(model, task.prompts, task.trusted),
+        latents_on(model, detail.dictionary),
+    )
     unread = can_read(model)
     read = () if unread else streams(model, detector.fitted.sites)
     told, usual = read_both(model, task.prompts, task.trusted, (heads, latents), read)
@@ -121,6 +124,8 @@ def _swaps(
     task: Task, scores: Scores, places: Int[Tensor, "n k"]
 ) -> tuple[dict[str, tuple[Swap, ...]], str]:
     """Exchanges that matter, and why there are none where that holds for all prompts."""
+    if task.detail.redact:
+        return {}, "texts are redacted"
     if not task.detail.swaps:
         return {}, "not asked for"
     if not isinstance(task.prompts, Prompts):
