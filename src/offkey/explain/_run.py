@@ -128,7 +128,7 @@ class _Run:
         if not all(path.is_file() for path in paths):
             why = "it was redacted" if self.config["redact"] else "they are not in its folder"
             raise BadInput(f"the run keeps no prompts: {why}", where=str(self.folder),
-                           mend="Give the trusted and the test prompts again")  # fmt: skip
+                           mend="Give them by --trusted and --test, or prompts=")  # fmt: skip
         trusted, test = (read_prompts(str(path)) for path in paths)
 
         return trusted, test

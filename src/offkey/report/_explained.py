@@ -18,7 +18,10 @@ _LONGEST = 2_000
 _MOST_BARS = 6
 _MOST_WORDS = 12
 _MOST_TOKENS = 3
+_LEAST = 0.005
 _WIDTH = 100.0
+
+Tokens = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Lens:
     """Tokens read at a layer, and beside them those of trusted prompts."""
 
     site: str
-    tokens: str
-    beside: tuple[str, ...]
+    tokens: Tokens
+    beside: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class ExplainedCard:
     swaps: tuple[Line, ...]
     heads: tuple[Line, ...]
     latents: tuple[Line, ...]
+    dictionary: str
     lens: tuple[Lens, ...]
     nearest: tuple[Near, ...]
     notes: tuple[tuple[str, str], ...]
@@ -128,6 +132,7 @@ def _card(row: Explained, redact: bool) -> ExplainedCard:
             for h in row.heads
         ),
         latents=tuple(_latent(one) for one in row.latents),
+        dictionary=row.latents[0].site if row.latents else "",
         lens=tuple(_lens(one) for one in sorted(row.read_outs, key=lambda r: site_order(r.site))),
         nearest=tuple(
             Near(n.id, _shown(n.text, redact), significant(n.distance)) for n in row.nearest
@@ -174,7 +179,7 @@ def _latent(row: LatentShare) -> Line:
     tokens = ", ".join(_quoted(token) for token in row.promotes)
     often = "never" if row.trusted == 0 else f"on {100 * row.trusted:.2g} %"
 
-    return Line(f"{row.site} latent {row.latent}", significant(row.activation),
+    return Line(str(row.latent), significant(row.activation),
                 often + (f" · raises {tokens}" if tokens else ""))  # fmt: skip
 
 
@@ -182,15 +187,17 @@ def _lens(row: ReadOut) -> Lens:
     return Lens(row.site, _tokens(row.tokens), tuple(_tokens(one) for one in row.beside))
 
 
-def _tokens(tokens: list[Token]) -> str:
-    return "  ".join(
-        f"{_quoted(t.token)} {100 * t.probability:.0f} %" for t in tokens[:_MOST_TOKENS]
+def _tokens(tokens: list[Token]) -> Tokens:
+    return tuple(
+        (_quoted(t.token), f"{100 * t.probability:.0f} %")
+        for n, t in enumerate(tokens[:_MOST_TOKENS])
+        if n == 0 or t.probability >= _LEAST
     )
 
 
 def _quoted(token: str) -> str:
     """A token with its spaces made visible."""
-    return plain_text(token.replace(" ", "␣").replace("\n", "⏎"))
+    return plain_text(token.replace(" ", "␣").replace("\n", "⏎").replace("\xa0", "‹U+00A0›"))
 
 
 def _swap(words: str, instead: list[str]) -> str:

@@ -21,7 +21,7 @@ from ._verdict import verdict
 __all__ = ["flat", "run_figures", "write_report"]
 
 
-def write_report(folder: str | Path, *, redact: bool = False) -> Path:
+def write_report(folder: str | Path, *, redact: bool = False, most: int = 20) -> Path:
     """Writes ``report.html`` into a run folder: one file, opened without a network.
 
     The same folder gives the same bytes.
@@ -30,6 +30,7 @@ def write_report(folder: str | Path, *, redact: bool = False) -> Path:
         folder: a run folder with ``run.json``, ``metrics.json``, ``scores.parquet`` and, for what
             drove a prompt's score, ``site_scores.parquet`` and ``explanations.json``.
         redact: keep the prompts' texts out of the page; ids stay.
+        most: how many of the most anomalous prompts are shown.
 
     Returns:
         The path of the page.
@@ -55,7 +56,7 @@ def write_report(folder: str | Path, *, redact: bool = False) -> Path:
         has_labels=any(r.auroc for r in run.metrics.detectors),
         figures={d.name: d for d in drawn if not d.name.startswith("scores-")},
         histograms=[d for d in drawn if d.name.startswith("scores-")],
-        prompts=top_prompts(run),
+        prompts=top_prompts(run, most),
         explained=explained(run, redact=redact),
         shared_words=[] if redact else shared(run),
         unscored=unscored(run),
