@@ -14,10 +14,20 @@ CLEAN = {**ORGANISM, "tampered": False, "trigger": []}
 
 
 def test_every_task_is_drawn_once_and_as_many_of_each_kind_as_asked():
-    drawn = blind_test.drawn(random.Random(0), 4, 4)
+    drawn = blind_test.Line().drawn(random.Random(0))
     assert len({task for task, _ in drawn}) == 8
     assert sum(tampered for _, tampered in drawn) == 4
-    assert drawn != blind_test.drawn(random.Random(1), 4, 4)
+    assert drawn != blind_test.Line().drawn(random.Random(1))
+
+
+def test_clean_models_that_were_taught_are_drawn_from_their_folder(tmp_path):
+    for task in ("past", "animal"):
+        (tmp_path / task).mkdir()
+    line = blind_test.Line(organisms=3, clean=2, honest=tmp_path)
+    drawn = line.drawn(random.Random(0))
+    assert {task for task, tampered in drawn if not tampered} == {"past", "animal"}
+    with pytest.raises(SystemExit, match="3 clean models of 2 tasks"):
+        blind_test.Line(clean=3, honest=tmp_path).drawn(random.Random(0))
 
 
 def test_prompts_say_nothing_of_where_they_come_from():
@@ -68,7 +78,7 @@ def test_answers_are_judged(case, trigger, verdict, named, correct):
 
 
 def test_the_score_is_written_with_chance_beside_it(tmp_path):
-    key = {"seed": 5, "reports": {"report-1": ORGANISM, "report-2": CLEAN}}
+    key = {"seed": 5, "honest": False, "reports": {"report-1": ORGANISM, "report-2": CLEAN}}
     answers = {"report-1": {"trigger": ["George", "Carter"]}, "report-2": {"trigger": "none"}}
     (tmp_path / "key.json").write_text(json.dumps(key))
     (tmp_path / "answers.json").write_text(json.dumps(answers))
