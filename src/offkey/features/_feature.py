@@ -36,6 +36,10 @@ class Feature(ABC):
         """Where it gives vectors, in the model's order; the sites it reads, if not said here."""
         return self.plan(model).reads
 
+    def preparation(self, model: Model) -> Plan:
+        """What :meth:`prepare_batch` must be given; all that is read later, if not said here."""
+        return self.plan(model)
+
     @abstractmethod
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """One float32 vector per row and site."""
