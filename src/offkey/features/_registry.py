@@ -17,6 +17,7 @@ FEATURES: Registry[Feature] = Registry(
         "lens": "offkey.features.lens:LensTrajectory",
         "max-probability": "offkey.features.outputs:MaxProbability",
         "own-answer-loss": "offkey.features.outputs:OwnAnswerLoss",
+        "probe-trajectory": "offkey.features.probe:ProbeTrajectory",
         "radii": "offkey.features.volume:Radii",
         "sae": "offkey.features.sae:SparseLatents",
         "volume": "offkey.features.volume:LocalVolume",
