@@ -157,7 +157,7 @@ def test_the_trajectory_hears_where_the_answer_turns():
 def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
     model, monkeypatch, tmp_path, targets, error, words
 ):
-    prompts = {"prompt": [f"w{n} w{n % 7}" for n in range(60)], "choices": [["w3", "w5"]] * 60}
+    prompts = {"prompt": [f"w{n} w{n % 7}" for n in range(60)], "choices": [[" w3", " w5"]] * 60}
     trusted = Prompts({**prompts, **({} if targets is None else {"target": targets})})
     test = Prompts({**prompts, "prompt": [f"w{n} w9" for n in range(60)]})
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
@@ -174,7 +174,7 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
 def test_prompts_without_choices_are_refused_before_the_model_runs(model, monkeypatch):
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
     trusted = Prompts({"prompt": [f"w{n} w{n % 7}" for n in range(60)]})
-    with pytest.raises(BadInput, match="feature lens needs choices, and it has none"):
+    with pytest.raises(BadInput, match="has no .choices., which a feature needs"):
         Detector("lens", alpha=0.2).fit(model, trusted)
 
 

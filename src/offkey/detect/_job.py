@@ -75,6 +75,8 @@ class Job:
         parts.check(self.detectors)
         for prompts in self._sets().values():
             lengths(self.model, prompts)
+            for detector in self.detectors:
+                detector.feature.plan(self.model).check(prompts)
         if self.pool is not None and set(self.pool.ids) & set(self.trusted.ids):
             raise Mismatch("some of its prompts are among the trusted ones too", where="pool",
                            mend="Take them out")  # fmt: skip
@@ -209,7 +211,7 @@ class Job:
             "combine": detector.combine.name,
             "mode": scores.mode,
             "cost": f"{forwards} forward"
-            + (f" {plan.extra_backwards + bool(plan.gradients)} backward"
+            + (f", {plan.extra_backwards + bool(plan.gradients)} backward"
                if plan.gradients or plan.extra_backwards else ""),
             "n_trusted": fitted.counts["fit"] + fitted.counts["standardise"],
             "n_calibration": fitted.counts["calibrate"],

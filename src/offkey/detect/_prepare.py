@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -51,6 +51,7 @@ def prepare(
         quiet: show no progress.
 
     Raises:
+        BadInput: a prompt lacks a column that a feature needs.
         Mismatch: the folder holds a preparation of another configuration.
     """
     wanted = {_key(d.feature, model): d.feature for d in detectors if d.feature.prepares}
@@ -61,7 +62,11 @@ def prepare(
     for feature in wanted.values():
         feature.check_trusted(chosen)
     ready: dict[str, Feature] = {}
-    for number, group in enumerate(groups(model, list(wanted.values()))):
+
+    def plan_of(feature: Feature) -> Plan:
+        return feature.preparation(model)
+
+    for number, group in enumerate(groups(list(wanted.values()), plan_of)):
         home = folder / f"pass-{number}"
         config = {
             "features": [[f.name, plain_settings(f)] for f in group],
@@ -86,13 +91,13 @@ def fit_part(prompts: Prompts | TensorPrompts, fit: frozenset[str]) -> Prompts |
     return prompts.take([n for n, id in enumerate(prompts.ids) if id in fit])
 
 
-def groups(model: Model, features: Sequence[Feature]) -> list[list[Feature]]:
-    """Features in as few groups as can each share a pass."""
+def groups(features: Sequence[Feature], of: Callable[[Feature], Plan]) -> list[list[Feature]]:
+    """Features in as few groups as can each share a pass, by the plan ``of`` each."""
     found: list[list[Feature]] = []
     for feature in features:
         for group in found:
             try:
-                Plan.union(f.plan(model) for f in [*group, feature])
+                Plan.union(of(f) for f in [*group, feature])
             except Mismatch:
                 continue
             group.append(feature)
@@ -126,7 +131,7 @@ def _pass(
     model: Model, prompts: Prompts | TensorPrompts, features: Sequence[Feature], quiet: bool
 ) -> list[Feature]:
     fresh = [deepcopy(feature) for feature in features]
-    plans = [feature.plan(model) for feature in fresh]
+    plans = [feature.preparation(model) for feature in fresh]
     with progress(f"{len(prompts)} prompts to learn from", len(prompts), quiet=quiet) as advance:
         for reading in readings(model, prompts, Plan.union(plans)):
             for feature, plan in zip(fresh, plans, strict=True):

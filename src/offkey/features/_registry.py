@@ -10,6 +10,7 @@ FEATURES: Registry[Feature] = Registry(
     {
         "activation-model": "offkey.features.activation_model:ActivationModel",
         "activations": "offkey.features.activations:Activations",
+        "attribution": "offkey.features.attribution:Attribution",
         "bag-of-words": "offkey.features.inputs:BagOfWords",
         "energy": "offkey.features.outputs:Energy",
         "entropy": "offkey.features.outputs:Entropy",
