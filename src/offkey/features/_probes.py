@@ -15,9 +15,10 @@ from torch import Tensor
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.models import Reading
 
-__all__ = ["LabelledRows", "Probe", "check_answers", "check_penalties", "fit_probe"]
+__all__ = ["PENALTIES", "LabelledRows", "Probe", "check_answers", "check_penalties", "fit_probe"]
 
 Array = np.ndarray
+PENALTIES = (1e-3, 1e-1, 10.0)
 FOLDS = 3
 STEPS = 1000
 STILL = 1e-5
