@@ -16,7 +16,7 @@ from offkey.detect._drift import drift
 from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._many import harvest, trusted_prompts
-from offkey.detect._prepare import plain_settings, prepare
+from offkey.detect._prepare import fit_part, plain_settings, prepare
 from offkey.detect._scores import Scores
 from offkey.detect._tables import about, lengths, prompt_table, site_table, text_of
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite, NotEnoughData
@@ -80,7 +80,9 @@ class Job:
         if self.pool is not None and set(self.pool.ids) & set(self.trusted.ids):
             raise Mismatch("some of its prompts are among the trusted ones too", where="pool",
                            mend="Take them out")  # fmt: skip
+        learned_from = fit_part(self.trusted, parts.fit)
         for detector in self.detectors:
+            detector.feature.check_trusted(learned_from)
             if detector.score_template.needs_pool and self.pool is None:
                 raise BadValue("needs a pool of unlabelled prompts",
                                where=f"score {detector.score_template.name}",
