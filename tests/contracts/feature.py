@@ -13,6 +13,7 @@ It runs on a small random language model; override ``model`` for one that needs 
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def vectors_of(feature: Feature, model: Model, batch: Batch) -> dict[Site, Tenso
 
 
 def prepared(feature: Feature, model: Model) -> Feature:
-    """The feature, after it has seen trusted prompts if it wants to."""
+    """The feature, after it has seen trusted prompts, of either true answer, if it wants to."""
     if feature.prepares:
         plan = feature.preparation(model)
         for start in range(0, len(TRUSTED), 8):
-            batch = batch_of(TRUSTED[start : start + 8])
+            rows = TRUSTED[start : start + 8]
+            targets = torch.tensor([row[-1] % 2 for row in rows])
+            batch = replace(batch_of(rows), target=targets)
             feature.prepare_batch(read_by(plan, model, batch))
         feature.prepared()
 

@@ -7,6 +7,7 @@ adds.
 
 from offkey.bench._arena import Arena, learned_tasks
 from offkey.bench._bench import bench, published_columns, summary
+from offkey.bench._ceiling import ceiling
 from offkey.bench._curve import trusted_curve
 from offkey.bench._demo import demo, demo_rows
 from offkey.bench._false_alarms import false_alarms
@@ -17,6 +18,7 @@ __all__ = [
     "CONTROLS",
     "Arena",
     "bench",
+    "ceiling",
     "compare",
     "controls",
     "default_detector",

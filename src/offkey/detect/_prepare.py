@@ -19,7 +19,7 @@ from offkey.models import Model, Reading
 from offkey.passes import Plan, World, progress, readings
 from offkey.storage import first_difference, flatten, load_state, save_state
 
-__all__ = ["described", "groups", "own_reading", "plain_settings", "prepare"]
+__all__ = ["described", "fit_part", "groups", "own_reading", "plain_settings", "prepare"]
 
 KIND = "preparation"
 
@@ -58,7 +58,9 @@ def prepare(
     if not wanted:
         return
     world = world or World.from_environment()
-    chosen = prompts.take([n for n, id in enumerate(prompts.ids) if id in fit])
+    chosen = fit_part(prompts, fit)
+    for feature in wanted.values():
+        feature.check_trusted(chosen)
     ready: dict[str, Feature] = {}
 
     def plan_of(feature: Feature) -> Plan:
@@ -82,6 +84,11 @@ def prepare(
     for detector in detectors:
         if detector.feature.prepares:
             detector.feature = ready[_key(detector.feature, model)]
+
+
+def fit_part(prompts: Prompts | TensorPrompts, fit: frozenset[str]) -> Prompts | TensorPrompts:
+    """The prompts that scores are fitted on."""
+    return prompts.take([n for n, id in enumerate(prompts.ids) if id in fit])
 
 
 def groups(features: Sequence[Feature], of: Callable[[Feature], Plan]) -> list[list[Feature]]:

@@ -1,13 +1,15 @@
 """One vector per prompt and site: thin adapters over what was read.
 
 A feature says what it must read and turns a reading into vectors. ``activations`` is what passes
-at a site, ``attribution`` what each attention head adds to the answer; ``radii`` and ``volume``
-run the model again with moved weights; ``max-probability``, ``entropy`` and ``own-answer-loss``
-see the output only, ``bag-of-words`` and ``length`` the input only: a detector is credited for
-what it adds to those.
+at a site, ``attribution`` what each attention head adds to the answer; ``lens`` and
+``probe-trajectory`` follow the answer through the layers; ``radii`` and ``volume`` run the model
+again with moved weights; ``max-probability``, ``entropy``, ``energy`` and ``own-answer-loss`` see
+the output only, ``bag-of-words`` and ``length`` the input only: a detector is credited for what it
+adds to those.
 """
 
 from offkey.features._feature import Feature
+from offkey.features._probes import Probe, fit_probe
 from offkey.features._registry import FEATURES, feature_names, get_feature
 
-__all__ = ["FEATURES", "Feature", "feature_names", "get_feature"]
+__all__ = ["FEATURES", "Feature", "Probe", "feature_names", "fit_probe", "get_feature"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.data import Batch
+from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -47,6 +47,9 @@ class Feature(ABC):
     def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
         """Runs the extra passes that the plan declares; features without any never get here."""
         raise NotImplementedError(f"{self.name} declares extra passes but does not extract")
+
+    def check_trusted(self, prompts: Prompts | TensorPrompts) -> None:
+        """Refuses trusted prompts from which it cannot learn, before the model is run."""
 
     def prepare_batch(self, reading: Reading) -> None:
         """Sees a batch of trusted prompts before anything is extracted."""
