@@ -83,11 +83,16 @@ def main() -> None:
     command = "python -m benchmarks.volume"
     if told.peer is not None:
         asked = told.peer_run or ["small,explicit,3,5", "small,implicit,3,5"]
-        rows = [row for one in asked for row in against_tyche(told.peer, *one.split(","))]
-        write(told.out, "volume_peer", rows, f"{command} --peer PATH " + again("peer-run", asked))
-    if told.radii:
-        write(told.out, "radii_cost", radii_cost(told.radii), f"{command} " +
-              again("radii", told.radii))  # fmt: skip
+        rows = []
+        for number, one in enumerate(asked, 1):
+            rows += against_tyche(told.peer, *one.split(","))
+            so_far = f"{command} --peer PATH " + again("peer-run", asked[:number])
+            write(told.out, "volume_peer", rows, so_far)
+    rows = []
+    for number, one in enumerate(told.radii or (), 1):
+        rows.append(radii_cost(*map(int, one.split(","))))
+        so_far = f"{command} " + again("radii", told.radii[:number])
+        write(told.out, "radii_cost", rows, so_far)
     if told.bundled:
         write(told.out, "volume_bundled", [bundled()], f"{command} --bundled")
     if not (told.peer or told.bundled or told.radii):
@@ -309,36 +314,31 @@ def bundled() -> Row:
     }  # fmt: skip
 
 
-def radii_cost(asked: list[str]) -> list[Row]:
+def radii_cost(directions: int, grid: int, prompts: int) -> Row:
     """Radii vectors of prompts of one task: passes counted, and how long they take."""
     model = offkey.load("smollm2-135m-instruct", dtype=torch.float32)
     start, names = later_half(model)
     test = get_task("comparison").make(0).test
-    rows = []
-    for one in asked:
-        directions, grid, prompts = map(int, one.split(","))
-        some = test.select([number < prompts for number in range(len(test))])
-        batches = list(pack(some, model.tokenizer, token_budget=1 << 20))
-        cost = KLCost(model, batches, tokens="last", reduce="per_example", start=start)
-        centre = typical_radius(cost, EPS, params=names)
-        ends = centre / SPAN**0.5, centre * SPAN**0.5
-        began, processor = time.perf_counter(), time.process_time()
-        found = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)
-        seconds, processor = time.perf_counter() - began, time.process_time() - processor
-        shape = batches[0].inputs["input_ids"].shape
-        rows.append({
-            "directions": directions, "grid": grid, "prompts": len(found.logs),
-            "batches": len(batches), "tokens": int(shape.numel()), "forwards": found.forwards,
-            "directions_times_grid": directions * grid, "seconds": round(seconds, 1),
-            "processor_seconds": round(processor, 1),
-            "processor_seconds_per_forward": round(processor / found.forwards, 2),
-            "median_radius": float(np.median(found.values)),
-            "censored_share": float((found.censored != 0).mean()),
-            "spread_of_log_radius_over_prompts": float(found.logs.std(0).mean()),
-            "threads": torch.get_num_threads(),
-        })  # fmt: skip
+    some = test.select([number < prompts for number in range(len(test))])
+    batches = list(pack(some, model.tokenizer, token_budget=1 << 20))
+    cost = KLCost(model, batches, tokens="last", reduce="per_example", start=start)
+    centre = typical_radius(cost, EPS, params=names)
+    ends = centre / SPAN**0.5, centre * SPAN**0.5
+    began, processor = time.perf_counter(), time.process_time()
+    found = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
 
-    return rows
+    return {
+        "directions": directions, "grid": grid, "prompts": len(found.logs),
+        "batches": len(batches), "tokens": sum(b.inputs["input_ids"].numel() for b in batches),
+        "forwards": found.forwards, "directions_times_grid": directions * grid,
+        "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
+        "processor_seconds_per_forward": round(processor / found.forwards, 2),
+        "median_radius": float(np.median(found.values)),
+        "censored_share": float((found.censored != 0).mean()),
+        "spread_of_log_radius_over_prompts": float(found.logs.std(0).mean()),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def sequences(model: Model, count: int, length: int) -> list[Batch]:
