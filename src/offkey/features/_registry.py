@@ -12,6 +12,7 @@ FEATURES: Registry[Feature] = Registry(
         "activations": "offkey.features.activations:Activations",
         "bag-of-words": "offkey.features.inputs:BagOfWords",
         "entropy": "offkey.features.outputs:Entropy",
+        "functional": "offkey.features.functional:Functional",
         "length": "offkey.features.inputs:Length",
         "max-probability": "offkey.features.outputs:MaxProbability",
         "own-answer-loss": "offkey.features.outputs:OwnAnswerLoss",
