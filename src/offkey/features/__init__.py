@@ -1,9 +1,10 @@
 """One vector per prompt and site: thin adapters over what was read.
 
 A feature says what it must read and turns a reading into vectors. ``activations`` is the internal
-one; ``radii``, ``volume`` and ``functional`` run the model again with moved weights;
-``max-probability``, ``entropy`` and ``own-answer-loss`` see the output only, ``bag-of-words`` and
-``length`` the input only: a detector is credited for what it adds to those.
+one; ``radii``, ``volume`` and ``functional`` run the model again with moved weights,
+``tuned-divergence`` a copy that was tuned; ``max-probability``, ``entropy`` and
+``own-answer-loss`` see the output only, ``bag-of-words`` and ``length`` the input only: a
+detector is credited for what it adds to those.
 """
 
 from offkey.features._feature import Feature

@@ -18,6 +18,7 @@ FEATURES: Registry[Feature] = Registry(
         "own-answer-loss": "offkey.features.outputs:OwnAnswerLoss",
         "radii": "offkey.features.volume:Radii",
         "sae": "offkey.features.sae:SparseLatents",
+        "tuned-divergence": "offkey.features.tuning:TunedDivergence",
         "volume": "offkey.features.volume:LocalVolume",
     },
     group="offkey.features",
