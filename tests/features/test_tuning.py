@@ -83,11 +83,10 @@ def test_a_mechanism_that_tuning_overrides_scores_higher():
         net[0].weight.copy_(torch.tensor([[0.3] * 4 + [-24], [-0.3] * 4 + [24]]))
     model = Model(net, name="trigger")
     feature = get_feature("tuned-divergence", rate=0.02)
-    detector = Detector(feature, alpha=0.1).fit(model, texts(80, 0, 1))
+    detector = Detector(feature, "exceedance", alpha=0.1).fit(model, texts(80, 0, 1))
     normal = detector.score(model, texts(20, 0, 2)).score
     fired = detector.score(model, texts(20, 1, 3)).score
 
-    assert detector.name == "tuned-divergence/exceedance"
     assert fired.min() > normal.max()
 
 

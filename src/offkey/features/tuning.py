@@ -32,8 +32,11 @@ class TunedDivergence(Feature):
     .. math:: D\big(p(\cdot \mid x) \,\|\, p_{\mathrm{tuned}}(\cdot \mid x)\big)
 
     in nats, at the last token. The copy is the model with a LoRA adapter that was trained to give
-    the answers which the model itself gives to trusted prompts; no labels are used. What such
-    prompts need is kept or strengthened, and what else the model can do may be forgotten.
+    the answers which the model itself gives to trusted prompts; no labels are used.
+
+    Training also makes the model surer of what it is trained on, so that prompts like the trusted
+    ones may move more than others. The default score takes what is unusual on either side;
+    ``exceedance`` is the published reading, by which large divergences alone are anomalous.
 
     Args:
         over: the whole ``"vocabulary"``, or the prompt's ``"choices"`` alone.
@@ -50,7 +53,7 @@ class TunedDivergence(Feature):
     """
 
     name: ClassVar[str] = "tuned-divergence"
-    default_score: ClassVar[str] = "exceedance"
+    default_score: ClassVar[str] = "mahalanobis"
     prepares: ClassVar[bool] = True
 
     def __init__(
