@@ -17,6 +17,7 @@ def print_rows(
     title: str,
     by: str = "score",
     hidden: Sequence[str] = ("detector", "status"),
+    most: int = MOST,
 ) -> None:
     """Prints the rows with the highest ``by``, but for ``hidden`` columns and empty ones."""
     if not rows:
@@ -27,13 +28,13 @@ def print_rows(
     table = Table(box=None, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
-    for row in ordered[:MOST]:
+    for row in ordered[:most]:
         table.add_row(*(_told(row[name]) for name in shown))
     console = Console(highlight=False)
     console.print(title)
     console.print(table)
-    if len(rows) > MOST:
-        console.print(f"… and {len(rows) - MOST} more; --out FILE or --json gives them all")
+    if len(rows) > most:
+        console.print(f"… and {len(rows) - most} more; --out FILE or --json gives them all")
 
 
 def _told(value: Any) -> str:
