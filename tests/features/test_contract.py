@@ -48,6 +48,16 @@ class TestEntropyOnOtherFamilies(FeatureContract):
         return model_of(request.param)
 
 
+class TestEveryAttribution(FeatureContract):
+    @pytest.fixture(params=["zero", "pcs", "grad-norm"])
+    def make(self, request):
+        return lambda: get_feature("attribution", direction=request.param, sites=("z.1", "z.2"))
+
+    @pytest.fixture(params=["gpt2", "gemma2"])
+    def model(self, request):
+        return model_of(request.param)
+
+
 class TestHeadsAtTwoTokens(FeatureContract):
     @pytest.fixture
     def make(self):

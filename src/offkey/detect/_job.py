@@ -16,7 +16,7 @@ from offkey.detect._drift import drift
 from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._many import harvest, trusted_prompts
-from offkey.detect._prepare import plain_settings, prepare
+from offkey.detect._prepare import fit_part, plain_settings, prepare
 from offkey.detect._scores import Scores
 from offkey.detect._tables import about, lengths, prompt_table, site_table, text_of
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite, NotEnoughData
@@ -75,10 +75,14 @@ class Job:
         parts.check(self.detectors)
         for prompts in self._sets().values():
             lengths(self.model, prompts)
+            for detector in self.detectors:
+                detector.feature.plan(self.model).check(prompts)
         if self.pool is not None and set(self.pool.ids) & set(self.trusted.ids):
             raise Mismatch("some of its prompts are among the trusted ones too", where="pool",
                            mend="Take them out")  # fmt: skip
+        learned_from = fit_part(self.trusted, parts.fit)
         for detector in self.detectors:
+            detector.feature.check_trusted(learned_from)
             if detector.score_template.needs_pool and self.pool is None:
                 raise BadValue("needs a pool of unlabelled prompts",
                                where=f"score {detector.score_template.name}",
@@ -207,7 +211,7 @@ class Job:
             "combine": detector.combine.name,
             "mode": scores.mode,
             "cost": f"{forwards} forward"
-            + (f" {plan.extra_backwards + bool(plan.gradients)} backward"
+            + (f", {plan.extra_backwards + bool(plan.gradients)} backward"
                if plan.gradients or plan.extra_backwards else ""),
             "n_trusted": fitted.counts["fit"] + fitted.counts["standardise"],
             "n_calibration": fitted.counts["calibrate"],
