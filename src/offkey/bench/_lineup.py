@@ -106,6 +106,7 @@ ENTRIES = (
     *ELSEWHERE,
     *MANY_PASSES,
     *(_control(name, kind) for name, kind in CONTROLS.items()),
+    Entry("energy", "energy", "mahalanobis", kind="output"),
 )
 """Every row of the table. A new one is a line here."""
 
