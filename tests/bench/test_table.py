@@ -192,3 +192,22 @@ def test_layers_and_quirkiness_say_what_numpy_says():
     assert rows[-1]["pearson_low"] < rows[-1]["pearson"] < rows[-1]["pearson_high"]
     assert rows[-1]["excess_pearson"] is None
     assert quirkiness_rows([told_of("a", 0.5, None)], {"a": 1.0})[-1]["pearson"] is None
+
+
+def test_features_that_learn_are_prepared_once_and_kept(made, monkeypatch):
+    place, _ = made
+    learns = Entry("learns", "activation-model", sites=(0.9,), settings={"rounds": 1})
+    ((_, organism, _),) = place.cells("comparison", [learns])
+    assert not organism.reason
+    arena = place.arena("comparison")
+    detector = learns.detector(arena.organism)
+    detector.fit(arena.organism, arena.trusted)
+    assert np.allclose(organism.score, detector.score(arena.organism, arena.test).score)
+
+    def refuse(*_, **__):
+        raise AssertionError("the model ran again")
+
+    monkeypatch.setattr(Model, "read", refuse)
+    other = Entry("other", "activation-model", "knn", sites=(0.9,), settings={"rounds": 1})
+    ((_, organism, _),) = place.cells("comparison", [other])
+    assert not organism.reason

@@ -52,7 +52,7 @@ class Runner:
     def run(self, entries: Sequence[Entry]) -> dict[str, Cell]:
         """What each row says, by its name; one that fails says why, and the others go on."""
         kept = {e.name: self._home(e) for e in entries}
-        cells = {name: Cell.load(home) for name, home in kept.items() if home.exists()}
+        cells = {name: Cell.load(home) for name, home in kept.items() if _is_whole(home)}
         todo = [entry for entry in entries if entry.name not in cells]
         made = list(self._made(todo))
         cells |= {e.name: Cell.failed(self.test.ids, why) for e, d, why in made if d is None}
@@ -147,3 +147,8 @@ class Runner:
 def _reads(entry: Entry, name: str) -> bool:
     """Whether a row needs a set of prompts."""
     return name != "pool" or entry.pool == "untrusted"
+
+
+def _is_whole(home: Path) -> bool:
+    """Whether a cell lies there; its index is written last."""
+    return (home / "artefact.json").exists()

@@ -1,23 +1,26 @@
 """What features learned and recorded on one model, kept so that no row is made twice."""
 
 import json
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offkey.data import Prompts
 from offkey.detect import Detector, harvest, prepare, row_name
 from offkey.errors import OffkeyError
+from offkey.features import Feature
 from offkey.models import Model
-from offkey.passes import SHARD_SIZE, Rows
-from offkey.storage import ShardFolder, sha256_json, write_json
+from offkey.passes import SHARD_SIZE, Plan, Rows
+from offkey.storage import ShardFolder, load_state, save_state, sha256_json, write_json
 
 __all__ = ["FAILURES", "Found", "Store", "told"]
 
 FAILURES = (OffkeyError, RuntimeError, ValueError, ArithmeticError, NotImplementedError)
 """What may go wrong with one row of the table while the others go on."""
 
+KIND = "prepared feature"
 SECONDS = "seconds.json"
 
 
@@ -55,18 +58,55 @@ class Store:
         """
         failed: dict[str, str] = {}
         seconds: dict[str, float] = {}
-        for detector in (d for d in detectors if d.feature.prepares):
-            try:
-                home = self.folder / "prepared" / _short(self._names(detector), trusted.digest)
-                is_fresh, start = not home.exists(), time.perf_counter()
-                prepare([detector], self.model, trusted, fit, home, quiet=self.quiet)
-                took = _noted(home, time.perf_counter() - start if is_fresh else None)
-                if took is not None:
-                    seconds[detector.name] = took
-            except FAILURES as error:
-                failed[detector.name] = told(error)
+        homes = {
+            d.name: self.folder / "learned" / _short(self._names(d), trusted.digest)
+            for d in detectors
+            if d.feature.prepares
+        }
+        mine = [d for d in detectors if d.name in homes]
+        missing = {
+            homes[d.name]: d for d in mine if not (homes[d.name] / "artefact.json").exists()
+        }
+        for group in self._buckets(list(missing.values()), lambda f: f.preparation(self.model)):
+            failed |= self._learned(group, trusted, fit, homes)
+        reasons = {homes[name]: why for name, why in failed.items()}
+        for detector in mine:
+            if homes[detector.name] in reasons:
+                failed[detector.name] = reasons[homes[detector.name]]
+                continue
+            kept = load_state(homes[detector.name], KIND)
+            detector.feature = type(detector.feature).from_state(kept["state"])
+            seconds[detector.name] = kept["seconds"]
 
         return failed, seconds
+
+    def _learned(
+        self,
+        group: Sequence[Detector],
+        trusted: Prompts,
+        fit: frozenset[str],
+        homes: Mapping[str, Path],
+    ) -> dict[str, str]:
+        """Prepares a group in one pass and keeps what each learned; where that fails, each alone.
+
+        Returns:
+            Why one could not be prepared, by name of the detector.
+        """
+        start = time.perf_counter()
+        try:
+            with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
+                prepare(group, self.model, trusted, fit, Path(spare), quiet=self.quiet)
+        except FAILURES as error:
+            if len(group) == 1:
+                return {group[0].name: told(error)}
+            parts = [self._learned([detector], trusted, fit, homes) for detector in group]
+            return {name: why for part in parts for name, why in part.items()}
+        took = time.perf_counter() - start
+        for detector in group:
+            state = {"state": detector.feature.state(), "seconds": took}
+            save_state(homes[detector.name], state, kind=KIND)
+
+        return {}
 
     def rows(
         self, name: str, prompts: Prompts, detectors: Sequence[Detector]
@@ -91,7 +131,7 @@ class Store:
                 missing.append(detector)
             else:
                 found[detector.name] = kept
-        for group in self._buckets(missing):
+        for group in self._buckets(missing, lambda feature: feature.plan(self.model)):
             more, reasons = self._recorded(home, prompts, group)
             found |= more
             failed |= reasons
@@ -120,11 +160,13 @@ class Store:
 
         return {d.name: Found(r, took) for d, r in zip(group, rows, strict=True)}, {}
 
-    def _buckets(self, detectors: Sequence[Detector]) -> Iterator[list[Detector]]:
+    def _buckets(
+        self, detectors: Sequence[Detector], of: Callable[[Feature], Plan]
+    ) -> Iterator[list[Detector]]:
         """Detectors of equal cost together, so that a pass takes what its rows cost alone."""
         buckets: dict[str, list[Detector]] = {}
         for detector in detectors:
-            plan = detector.feature.plan(self.model)
+            plan = of(detector.feature)
             cost = (plan.extra_forwards + plan.extra_backwards, bool(plan.gradients),
                     bool(plan.reads or plan.logits), str(plan.positions))  # fmt: skip
             buckets.setdefault(str(cost), []).append(detector)
