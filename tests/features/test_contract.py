@@ -28,6 +28,16 @@ class TestEveryFeature(FeatureContract):
         return model_of("llama")
 
 
+class TestFunctionalKernels(FeatureContract):
+    @pytest.fixture(params=["sgld", "gradients"])
+    def make(self, request):
+        return lambda: get_feature("functional", kernel=request.param, draws=3, answers=True)
+
+    @pytest.fixture
+    def model(self):
+        return model_of("llama")
+
+
 class TestActivationsOnEveryFamily(FeatureContract):
     @pytest.fixture
     def make(self):

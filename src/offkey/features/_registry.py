@@ -14,6 +14,7 @@ FEATURES: Registry[Feature] = Registry(
         "bag-of-words": "offkey.features.inputs:BagOfWords",
         "energy": "offkey.features.outputs:Energy",
         "entropy": "offkey.features.outputs:Entropy",
+        "functional": "offkey.features.functional:Functional",
         "length": "offkey.features.inputs:Length",
         "lens": "offkey.features.lens:LensTrajectory",
         "max-probability": "offkey.features.outputs:MaxProbability",

@@ -17,6 +17,14 @@ from offkey.sensitivity._compare import (
     smallest_detectable_auroc,
 )
 from offkey.sensitivity._curve import Curve, Summary, summarise
+from offkey.sensitivity._kernels import (
+    GradientKernel,
+    Kernel,
+    LangevinKernel,
+    WeightNoiseKernel,
+)
+from offkey.sensitivity._langevin import Langevin
+from offkey.sensitivity._own_answers import OwnAnswers, last_logits, preferred, single
 from offkey.sensitivity._weights import WeightNoise, weight_sensitivity
 
 __all__ = [
@@ -24,12 +32,21 @@ __all__ = [
     "ActivationNoise",
     "Comparison",
     "Curve",
+    "GradientKernel",
+    "Kernel",
+    "Langevin",
+    "LangevinKernel",
+    "OwnAnswers",
     "Summary",
     "WeightNoise",
+    "WeightNoiseKernel",
     "activation_sensitivity",
     "check_comparable",
     "compare_models",
     "contrast_norm",
+    "last_logits",
+    "preferred",
+    "single",
     "smallest_detectable_auroc",
     "summarise",
     "weight_sensitivity",

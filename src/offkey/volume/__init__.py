@@ -21,7 +21,7 @@ from offkey.volume._rays import Ray, Sampler, Step
 from offkey.volume._result import VolumeResult, log_ratio
 from offkey.volume._search import Search, find_crossings
 from offkey.volume._space import Space
-from offkey.volume._tail import later_half
+from offkey.volume._tail import Tail, later_half
 from offkey.volume._warnings import AnchorNotMinimum, DuplicateExamples, LowESS
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Proposal",
     "Radii",
     "Search",
+    "Tail",
     "Tilted",
     "Uniform",
     "VolumeResult",
