@@ -26,6 +26,7 @@ ENTRIES = (
     Entry("unknown", "no-such-feature"),
     Entry("nothing varies", "length", "mahalanobis", kind="input"),
     Entry("entropy", "entropy", "mahalanobis", kind="output"),
+    Entry("ceiling", sites="resid_post.*", kind="ceiling"),
 )  # fmt: skip
 
 
@@ -93,6 +94,8 @@ def test_modes_and_cuts_are_said(made):
     transductive = named(rows, "transductive")
     assert transductive["mode"] == "transductive"
     assert transductive["flagged_normal"] is None
+    assert named(rows, "ceiling")["mode"] == "ceiling"
+    assert named(rows, "ceiling")["average"] > named(rows, "default")["average"]
     assert named(rows, "few")["tasks"] == 1
     ((_, organism, _),) = place.cells("comparison", [ENTRIES[5]])
     assert len(organism.ids) == 100

@@ -8,6 +8,7 @@ a row that is added costs itself alone.
 
 from offkey.bench._arena import Arena, learned_tasks
 from offkey.bench._bench import Bench, bench
+from offkey.bench._ceiling import ceiling
 from offkey.bench._controls import CONTROLLED, control_rows
 from offkey.bench._curve import trusted_curve
 from offkey.bench._demo import demo, demo_rows
@@ -32,6 +33,7 @@ __all__ = [
     "Entry",
     "bench",
     "candidates",
+    "ceiling",
     "compare",
     "control_rows",
     "controls",

@@ -78,7 +78,7 @@ def site_rows(task: str, entry: Entry, cell: Cell, test: Prompts) -> list[Row]:
 
 def _mode(entry: Entry) -> str:
     if entry.kind == "ceiling":
-        return "supervised"
+        return "ceiling"
 
     return {"": "online", "untrusted": "offline", "test": "transductive"}[entry.pool]
 

@@ -81,13 +81,22 @@ ELSEWHERE = (
 """Other features, places and ways to combine them."""
 
 MANY_PASSES = (
-    Entry("functional attribution, gradients", "functional", settings={"kernel": "gradient"},
+    Entry("functional attribution, gradients", "functional", settings={"kernel": "gradients"},
           **SLOW),
-    Entry("functional attribution, noise", "functional", settings={"kernel": "noise"}, **SLOW),
+    Entry("functional attribution, weight noise", "functional",
+          settings={"kernel": "weight-noise"}, **SLOW),
     Entry("functional attribution, SGLD", "functional", settings={"kernel": "sgld"}, **SLOW),
-    Entry("fine-tuning", "fine-tune", **SLOW),
+    Entry("divergence from a tuned copy", "tuned-divergence", **SLOW),
 )  # fmt: skip
 """Rows that need many passes a prompt, or a training."""
+
+
+CEILINGS = (
+    Entry("ceiling: activations", sites=FLOW, kind="ceiling"),
+    Entry("ceiling: attribution components", "attribution", settings={"direction": "pcs"},
+          kind="ceiling"),
+)  # fmt: skip
+"""What a classifier that is told the labels makes of a feature; no detectors."""
 
 
 def _control(name: str, kind: Kind) -> Entry:
@@ -105,6 +114,7 @@ ENTRIES = (
     *POOLED,
     *ELSEWHERE,
     *MANY_PASSES,
+    *CEILINGS,
     *(_control(name, kind) for name, kind in CONTROLS.items()),
     Entry("energy", "energy", "mahalanobis", kind="output"),
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from offkey.bench._ceiling import ceiling
 from offkey.bench._cell import Cell
 from offkey.bench._entry import Entry
 from offkey.bench._store import FAILURES, Found, Store, told
@@ -25,7 +26,7 @@ class Runner:
         folder: where rows and cells lie; one for each task, model and cut of the prompts.
         model: the model that is watched.
         trusted: prompts handled in the normal way.
-        test: prompts to score; their labels are not looked at.
+        test: prompts to score; a ceiling alone looks at their labels.
         pool: unlabelled prompts apart from the test.
         seed: of the split and of everything random.
         tell: is told which row is being worked on.
@@ -113,6 +114,11 @@ class Runner:
             pool = test
         start = time.perf_counter()
         try:
+            if entry.kind == "ceiling":
+                scores = ceiling(detector, self.model, test.rows, self.test, seed=self.seed)
+                took = time.perf_counter() - start
+                return Cell.of(detector, self.model, scores, scores.select(frozenset()),
+                               _sum(before, test.seconds, took))  # fmt: skip
             fit_rows([detector], [trusted.rows], self.model, self.parts, seed=self.seed,
                      pool=None if pool is None else [pool.rows])  # fmt: skip
             scores = detector.score_rows(test.rows)
@@ -123,10 +129,8 @@ class Runner:
         parts = [before, trusted.seconds, test.seconds, took]
         if pool is not None and pool is not test:
             parts.append(pool.seconds)
-        known = [part for part in parts if part is not None]
 
-        return Cell.of(detector, self.model, scores, calibration,
-                       sum(known) if len(known) == len(parts) else None)  # fmt: skip
+        return Cell.of(detector, self.model, scores, calibration, _sum(*parts))
 
     def _sets(self) -> dict[str, Prompts]:
         sets = {"trusted": self.trusted, "pool": self.pool, "test": self.test}
@@ -147,6 +151,13 @@ class Runner:
 def _reads(entry: Entry, name: str) -> bool:
     """Whether a row needs a set of prompts."""
     return name != "pool" or entry.pool == "untrusted"
+
+
+def _sum(*seconds: float | None) -> float | None:
+    """All of them together; null where one is not known."""
+    known = [part for part in seconds if part is not None]
+
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def _is_whole(home: Path) -> bool:

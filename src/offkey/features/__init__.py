@@ -9,6 +9,7 @@ is credited for what it adds to those.
 """
 
 from offkey.features._feature import Feature
+from offkey.features._probes import Probe, fit_probe
 from offkey.features._registry import FEATURES, feature_names, get_feature
 
-__all__ = ["FEATURES", "Feature", "feature_names", "get_feature"]
+__all__ = ["FEATURES", "Feature", "Probe", "feature_names", "fit_probe", "get_feature"]

@@ -15,9 +15,10 @@ from torch import Tensor
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.models import Reading
 
-__all__ = ["LabelledRows", "Probe", "check_answers", "check_penalties", "fit_probe"]
+__all__ = ["PENALTIES", "LabelledRows", "Probe", "check_answers", "check_penalties", "fit_probe"]
 
 Array = np.ndarray
+PENALTIES = (1e-3, 1e-1, 10.0)
 FOLDS = 3
 STEPS = 1000
 STILL = 1e-5
@@ -124,9 +125,13 @@ def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str) -
 
 
 def fit_probe(
-    x: Float64[Array, "n d"], answers: Int[Array, " n"], penalties: tuple[float, ...]
+    x: Float64[Array, "n d"],
+    answers: Int[Array, " n"],
+    penalties: tuple[float, ...] = PENALTIES,
+    *,
+    standardise: bool = True,
 ) -> Probe:
-    r"""Logistic regression on standardised rows, its penalty chosen by cross-validation.
+    r"""Logistic regression whose penalty is chosen by cross-validation.
 
     .. math:: \min_w \frac{1}{n} \sum_i \log(1 + e^{-y_i (w^\top x_i + b)})
         + \frac{\lambda}{2} \|w\|^2
@@ -138,7 +143,13 @@ def fit_probe(
         x: rows.
         answers: 0 or 1 for each.
         penalties: values of :math:`\lambda`, positive.
+        standardise: bring every dimension to mean 0 and variance 1 first, and leave out those
+            that hardly vary.
     """
+    if not standardise:
+        penalty = _chosen(x, answers, penalties)
+        weight, bias = _solved(x, answers, penalty)
+        return Probe(torch.from_numpy(weight), bias, penalty)
     centre, spread = x.mean(0), x.std(0)
     still = spread <= STILL * np.abs(centre)
     scale = np.where(still | (spread == 0), 0.0, 1 / np.where(spread == 0, 1.0, spread))

@@ -19,6 +19,7 @@ FEATURES: Registry[Feature] = Registry(
         "lens": "offkey.features.lens:LensTrajectory",
         "max-probability": "offkey.features.outputs:MaxProbability",
         "own-answer-loss": "offkey.features.outputs:OwnAnswerLoss",
+        "probe-shift": "offkey.features.probe_shift:ProbeShift",
         "probe-trajectory": "offkey.features.probe:ProbeTrajectory",
         "radii": "offkey.features.volume:Radii",
         "sae": "offkey.features.sae:SparseLatents",

@@ -11,14 +11,20 @@ from torch import Tensor
 from offkey.data import Prompts, TensorPrompts
 from offkey.errors import BadValue
 from offkey.features._feature import Feature
-from offkey.features._probes import LabelledRows, Probe, check_answers, check_penalties, fit_probe
+from offkey.features._probes import (
+    PENALTIES,
+    LabelledRows,
+    Probe,
+    check_answers,
+    check_penalties,
+    fit_probe,
+)
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 
 __all__ = ["ProbeTrajectory"]
 
 LOGITS = Site("logits")
-PENALTIES = (1e-3, 1e-1, 10.0)
 
 
 class ProbeTrajectory(Feature):
