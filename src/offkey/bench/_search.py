@@ -24,6 +24,9 @@ Row = dict[str, Any]
 PLACES = {"resid_post": "resid_post.*", "attn_out": "attn_out.*", "mlp_out": "mlp_out.*"}
 SCORES = ("knn", "knn-cosine", "knn-ratio", "lof", "mahalanobis", "mahalanobis-diagonal",
           "mahalanobis-pca", "mahalanobis-l2", "isolation-forest")  # fmt: skip
+ELSEWHERE = ("knn-cosine", "mahalanobis-diagonal", "isolation-forest")
+"""Scores that are tried at the outputs of attention and MLP too."""
+
 SPANS = {"all": (0.0, 1.0), "later half": (0.5, 1.0), "last third": (2 / 3, 1.0),
          "last quarter": (0.75, 1.0), "middle third": (1 / 3, 2 / 3),
          "third quarter": (0.5, 0.75)}  # fmt: skip
@@ -59,14 +62,15 @@ class Candidate:
         return [n for n, place in enumerate(depth) if low <= place + 1e-9 < high]
 
 
-def candidates(
-    places: Sequence[str] = tuple(PLACES), scores: Sequence[str] = SCORES
-) -> list[Candidate]:
+def candidates() -> list[Candidate]:
     """All that the search looks at."""
     return [
         Candidate(place, score, span, combine)
-        for place in places for score in scores for span in SPANS for combine in COMBINES
-    ]  # fmt: skip
+        for place in PLACES
+        for score in (SCORES if place == "resid_post" else ELSEWHERE)
+        for span in SPANS
+        for combine in COMBINES
+    ]
 
 
 def objective(row: Mapping[str, float]) -> float:
