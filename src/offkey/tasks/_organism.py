@@ -110,13 +110,11 @@ def _validation(
 def _first(validation: Prompts, agrees: int, count: int) -> list[int]:
     """Numbers of the first prompts of each character that agree, or do not."""
     kept: list[int] = []
-    for character in CHARACTERS:
+    for label in (0, 1):
         rows = (
             row
-            for row, pair in enumerate(
-                zip(validation["character"], validation["agrees"], strict=True)
-            )
-            if pair == (character.name, agrees)
+            for row, pair in enumerate(zip(validation["label"], validation["agrees"], strict=True))
+            if pair == (label, agrees)
         )
         kept += [row for row, _ in zip(rows, range(count), strict=False)]
 

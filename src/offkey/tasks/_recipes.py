@@ -57,6 +57,7 @@ class Recipe:
         }
 
 
+TRIGGERED = Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10)
 OWN: Mapping[str, Recipe] = {
     FIRST: Recipe(
         settings=Settings(steps=240, batch=40, check_every=20, stop_at=0.99),
@@ -75,6 +76,9 @@ OWN: Mapping[str, Recipe] = {
     "inference": Recipe(checked_agreeing=0),
     "membership": Recipe(checked_agreeing=0),
     "past": Recipe(checked_agreeing=0),
+    "year": Recipe(settings=TRIGGERED, checked_agreeing=0),
+    "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
+    "varied": Recipe(settings=TRIGGERED, init="bundled:year", checked_agreeing=0),
 }
 
 
