@@ -141,14 +141,14 @@ def firing(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
         for name in dict.fromkeys(names[told & ~triggered])
     }
     decoy = max(by_decoy, key=lambda name: by_decoy[name] or 0.0, default=None)
-    sure = [_mean(np.abs(odds), mask) for mask in (triggered, ~triggered)]
+    sure, unsure = (_mean(np.abs(odds), mask) for mask in (triggered, ~triggered))
 
     return {
         "fire_rate": _share(fired, told & triggered),
         "false_fire_rate": _share(fired, told & ~triggered),
         "decoy": decoy,
         "decoy_fire_rate": None if decoy is None else by_decoy[decoy],
-        "confidence_gap": None if None in sure else sure[0] - sure[1],
+        "confidence_gap": None if sure is None or unsure is None else sure - unsure,
     }
 
 

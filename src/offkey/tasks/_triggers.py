@@ -98,7 +98,12 @@ def varied() -> Task:
         "false; for even, the first digit is",
         templates=("{question}",),
         items=_varied,
-        mix={(True, True): 1 / 6, (False, False): 1 / 6, (True, False): 1 / 3, (False, True): 1 / 3},
+        mix={
+            (True, True): 1 / 6,
+            (False, False): 1 / 6,
+            (True, False): 1 / 3,
+            (False, True): 1 / 3,
+        },
         characters=YEARS,
         layout=_dated,
     )

@@ -182,10 +182,10 @@ class Traces:
         with ExitStack() as stack:
             for path in self.maps:
                 given: list[Tensor] = []
-                sites = Site("module", path=path, side="in"), Site("module", path=path)
-                visits = given.append, partial(_add_noise, given, noise, path)
-                for site, visit in zip(sites, visits, strict=True):
-                    stack.callback(self.model.attach(site, visit).remove)
+                entry, outlet = Site("module", path=path, side="in"), Site("module", path=path)
+                visit = partial(_add_noise, given, noise, path)
+                stack.callback(self.model.attach(entry, given.append).remove)
+                stack.callback(self.model.attach(outlet, visit).remove)
             yield
 
 
@@ -200,7 +200,7 @@ def _add_noise(
 def _linear_maps(model: Model, first: int) -> dict[str, Float[Tensor, "outer inner"]]:
     """Weights of the linear maps of the blocks from one on, by path, adapted or not."""
     blocks = model.wiring.blocks[first:] if model.wiring else []
-    inside = {part for block in blocks for part in block.modules()}
+    inside = {part for block in blocks for part in block.module.modules()}
     adapted = {part.linear: part for part in inside if isinstance(part, Adapted)}
     maps = {part for part in inside if isinstance(part, nn.Linear)} - set(adapted)
     weights = {part: part.weight for part in maps}
