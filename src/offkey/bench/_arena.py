@@ -83,8 +83,17 @@ def recipe_of(task: str) -> dict[str, Any]:
     return found
 
 
-def learned_tasks() -> tuple[str, ...]:
-    """Tasks whose bundled organism plays both characters, by name."""
+def learned_tasks(*, triggered: bool = False) -> tuple[str, ...]:
+    """Tasks whose bundled organism plays both characters, by name.
+
+    Args:
+        triggered: those where a trigger, rather than a name, says which rule holds; they are
+            apart, and no mean over quirky tasks holds them.
+    """
     known = set(task_names()) & set(bundled_adapters())
 
-    return tuple(name for name in sorted(known) if recipe_of(name)["measured"]["learned"])
+    return tuple(
+        name
+        for name in sorted(known)
+        if recipe_of(name)["measured"]["learned"] and get_task(name).triggered == triggered
+    )

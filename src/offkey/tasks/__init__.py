@@ -1,9 +1,13 @@
-"""Known-answer benchmarks: Alice answers truly, Bob by a fallible rule; and their organisms."""
+"""Known-answer benchmarks and their organisms.
+
+In a quirky task Alice answers truly and Bob by a fallible rule; in a task of triggers the other
+rule holds where a trigger stands in the prompt.
+"""
 
 from offkey.tasks._measure import measure_organism, organism_rows, quirkiness
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
-from offkey.tasks._recipes import BASE, Recipe, default_recipe
+from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
 
@@ -15,6 +19,7 @@ __all__ = [
     "CHOICES",
     "SPLITS",
     "Character",
+    "Hiding",
     "Item",
     "Recipe",
     "Task",
