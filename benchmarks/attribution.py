@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 import offkey
 from offkey.data import pack
@@ -45,17 +46,17 @@ class Attributed:
 
     def plain(self) -> None:
         """Forward, then backward to the embeddings and to no weight: the least that one costs."""
-        metric = ChoiceLogitDifference()
+        metric, leaves = ChoiceLogitDifference(), []
+
+        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        handle = self.embedding.register_forward_hook(keep)
         for batch in self.batches:
-            embeds = self.embedding(batch.inputs["input_ids"]).detach().requires_grad_()
-            logits = self.model.module(
-                inputs_embeds=embeds,
-                attention_mask=None if batch.mask is None else batch.mask.long(),
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=1,
-            ).logits
-            torch.autograd.grad(metric(logits[:, -1], batch).sum(), embeds)
+            logits = self.model.forward(batch, logits_to_keep=1).logits
+            torch.autograd.grad(metric(logits[:, -1], batch).sum(), leaves.pop())
+        handle.remove()
 
     def attributed(self, features: list[Feature]) -> None:
         """What each of the features makes of every head."""
