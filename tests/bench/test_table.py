@@ -64,6 +64,7 @@ def test_figures_are_those_of_the_cells(made):
     assert row["excess"] > 0.1
     assert (row["tasks"], row["forwards"], row["backwards"]) == (2, 1, 0)
     assert row["seconds"] > 0
+    assert 0 < row["memory_mib"] < 1
     assert row["output_only"] == pytest.approx(named(rows, "entropy")["average"])
 
 
@@ -152,9 +153,10 @@ def test_results_and_page(made):
 def told_of(task, auroc, agrees, **more):
     return {
         "task": task, "detector": "d", "kind": "internal", "published": False, "mode": "online",
-        "forwards": 1, "backwards": 0, "seconds": 2.0, "auroc": auroc, "agrees": agrees,
-        "disagrees": None, "clean": 0.5, "excess": 0.1, "tpr_at_1pct_fpr": None,
-        "flagged_normal": 0.25, "flagged_anomalous": None, "reason": "", **more,
+        "forwards": 1, "backwards": 0, "seconds": 2.0, "memory_mib": 1.5,
+        "auroc": auroc, "agrees": agrees, "disagrees": None, "clean": 0.5, "excess": 0.1,
+        "tpr_at_1pct_fpr": None, "flagged_normal": 0.25, "flagged_anomalous": None, "reason": "",
+        **more,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from offkey.bench._entry import ALPHA
 from offkey.detect import Detector, Mode, Scores
 from offkey.models import Model
 from offkey.passes import Plan
-from offkey.storage import load_state, save_state
+from offkey.storage import flatten, load_state, save_state
 
 __all__ = ["Cell", "costs"]
 
@@ -37,6 +37,7 @@ class Cell:
         backwards: backward passes a prompt at scoring time.
         seconds: of reading trusted and test prompts, fitting and scoring; a pass that several
             features share counts in full; null where a part was interrupted.
+        memory_mib: what the fitted detector holds, in MiB.
         reason: why there are no scores.
     """
 
@@ -50,6 +51,7 @@ class Cell:
     forwards: int = 0
     backwards: int = 0
     seconds: float | None = None
+    memory_mib: float | None = None
     reason: str = ""
 
     @classmethod
@@ -73,7 +75,7 @@ class Cell:
 
         return cls(
             told.ids, told.score, told.p_value, told.mode, told.sites, told.by_site,
-            calibration.by_site, forwards, backwards, seconds,
+            calibration.by_site, forwards, backwards, seconds, _held(detector),
         )  # fmt: skip
 
     @property
@@ -103,6 +105,16 @@ class Cell:
         assert state["mode"] in get_args(Mode)
 
         return cls(**{**state, "ids": tuple(state["ids"]), "sites": tuple(state["sites"])})
+
+
+def _held(detector: Detector) -> float | None:
+    """MiB of what the scores of a detector learned; null where it is fitted to nothing."""
+    if detector.fitted_ is None:
+        return None
+    states = [score.state() for score in detector.fitted.scores.values()]
+    tensors = [tensor for state in states for tensor in flatten(state)[1].values()]
+
+    return sum(tensor.nbytes for tensor in tensors) / 2**20
 
 
 def costs(plan: Plan) -> tuple[int, int]:

@@ -48,6 +48,7 @@ def credited(
         "forwards": organism.forwards,
         "backwards": organism.backwards,
         "seconds": organism.seconds,
+        "memory_mib": organism.memory_mib,
         **{name: _value(told[name]) for name in SUBSETS},
         "low": told["auroc"] and told["auroc"]["low"],
         "high": told["auroc"] and told["auroc"]["high"],

@@ -30,10 +30,11 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
         entries: the rows that there are.
 
     Returns:
-        A row a task, then ``mean``; ``best_seed_row``, the same of that row; and ``obfuscated``,
-        the mean over organisms that were trained to hide, where there is one. Each has ``auroc``,
-        ``clean``, ``excess``, ``best_seed_row``, ``output_only``, ``over_best_seed_row``,
-        ``over_clean`` and ``over_output_only``; means have ``low`` and ``high`` for each.
+        A row a task; then ``mean`` over those where a name says which rule holds,
+        ``best_seed_row``, the same of that row, and ``obfuscated``, the mean over organisms that
+        were trained to hide, where there is one. Each has ``auroc``, ``clean``, ``excess``,
+        ``best_seed_row``, ``output_only``, ``over_best_seed_row``, ``over_clean`` and
+        ``over_output_only``; means have ``low`` and ``high`` for each.
     """
     used = [e for e in entries if e.name == DEFAULT or e.published or e.kind == "output"]
     figures: dict[str, dict[str, Row]] = {}
@@ -44,7 +45,7 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
             figures.setdefault(entry.name, {})[task] = row
     ours = figures.get(DEFAULT, {})
     hidden = [task for task in ours if get_task(task).family == OBFUSCATED]
-    plain = [task for task in ours if task not in hidden]
+    plain = [task for task in ours if not get_task(task).triggered]
     kinds: dict[str, Callable[[Entry], bool]] = {
         "best_seed_row": lambda e: e.published,
         "output_only": lambda e: e.kind == "output",

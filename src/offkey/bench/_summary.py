@@ -40,7 +40,8 @@ def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
         reasons = [row["reason"] for row in mine if row["reason"]]
         row = {key: mine[0][key] for key in ("detector", "kind", "published", "mode")}
         row |= {key: _largest(r[key] for r in mine) for key in ("forwards", "backwards")}
-        row |= {"seconds": _average(r["seconds"] for r in mine), "tasks": len(have),
+        row |= {key: _average(r[key] for r in mine) for key in ("seconds", "memory_mib")}
+        row |= {"tasks": len(have),
                 "output_only": _best_output(per_task, have)}  # fmt: skip
         for column in (*TITLES, "clean", "excess"):
             values = {r["task"]: r[column] for r in mine if r[column] is not None}
@@ -63,8 +64,8 @@ def table1(rows: Sequence[Row]) -> list[Row]:
     """
     kept = ("detector", "kind", "published", "mode", "average", "agrees", "disagrees", "tasks",
             "lowest", "clean", "output_only", "excess", "excess_low", "excess_high",
-            "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds", "status",
-            "reason")  # fmt: skip
+            "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds",
+            "memory_mib", "status", "reason")  # fmt: skip
 
     return [
         {**{name: row[name] for name in kept}, "low": row["average_low"],

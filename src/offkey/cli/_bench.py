@@ -149,9 +149,10 @@ def _search(asked: _Asked) -> None:
 
 
 def _held_out(asked: _Asked) -> None:
-    from offkey.bench import Bench, held_out_rows
+    from offkey.bench import Bench, held_out_rows, learned_tasks
 
-    where = Bench.of(asked.out, asked.tasks, asked.seed, asked.say)
+    tasks = asked.tasks or [*learned_tasks(), *learned_tasks(triggered=True)]
+    where = Bench.of(asked.out, tasks, asked.seed, asked.say)
     rows = held_out_rows(where)
     asked.keep("default_detector", rows, "held-out")
     asked.show(rows, "The default detector on held-out tasks", "auroc",
