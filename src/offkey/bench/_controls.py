@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from offkey.bench._bench import Bench
+from offkey.bench._chosen import Chosen
 from offkey.bench._entry import ALPHA, Entry, chosen
 from offkey.bench._lineup import DEFAULT, ENTRIES
 from offkey.bench._runner import Runner
@@ -16,7 +17,7 @@ from offkey.bench._store import FAILURES, told
 from offkey.bench._summary import over_tasks
 from offkey.data import Prompts
 from offkey.detect import Detector, Parts, Scores, fit_rows
-from offkey.passes import Rows, ShardRows
+from offkey.passes import Rows
 from offkey.stats import auroc, named_rng
 
 __all__ = ["CONTROLLED", "control_rows"]
@@ -155,7 +156,7 @@ class _Bench:
         """The row, fitted on prompts whose rows were recorded with several sets."""
         detector = self.entry.detector(self.runner.model)
         wanted = frozenset(mixed.ids)
-        rows = _Joined.of([self._found(n, p, detector) for n, p in sets.items()], wanted)
+        rows = Chosen.of([self._found(n, p, detector) for n, p in sets.items()], wanted)
         parts = Parts.of(mixed.without("label", "agrees"), None, seed)
         fit_rows([detector], [rows], self.runner.model, parts, seed=seed)
 
@@ -167,30 +168,6 @@ class _Bench:
             raise ValueError(failed[detector.name])
 
         return found[detector.name].rows
-
-
-@dataclass(frozen=True)
-class _Joined(Rows):
-    """Some rows of several sets of prompts."""
-
-    parts: tuple[Rows, ...] = ()
-
-    @classmethod
-    def of(cls, parts: Sequence[Rows], ids: frozenset[str]) -> "_Joined":
-        """The rows of these ids."""
-        kept = tuple(id for part in parts for id in part.ids if id in ids)
-
-        return cls(parts[0].folder, kept, max(1, len(kept)), tuple(parts))
-
-    def shards(self) -> Iterator[ShardRows]:
-        """The shards of each set, without the rows that are not wanted."""
-        wanted = set(self.ids)
-        for part in self.parts:
-            for shard in part.shards():
-                rows = [n for n, id in enumerate(shard.ids) if id in wanted]
-                if rows:
-                    kept = {name: shard.values[name][rows] for name in shard.values}
-                    yield ShardRows(tuple(shard.ids[n] for n in rows), kept)
 
 
 def _renamed(prompts: Prompts) -> Prompts:

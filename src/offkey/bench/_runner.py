@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offkey.bench._ceiling import ceiling
 from offkey.bench._cell import Cell
+from offkey.bench._chosen import Chosen
 from offkey.bench._entry import Entry
 from offkey.bench._store import FAILURES, Found, Store, told
 from offkey.data import Prompts
@@ -123,7 +124,8 @@ class Runner:
                      pool=None if pool is None else [pool.rows])  # fmt: skip
             scores = detector.score_rows(test.rows)
             took = time.perf_counter() - start
-            calibration = detector.score_rows(trusted.rows).select(self.parts.calibrate)
+            kept = Chosen.of([trusted.rows], self.parts.calibrate)
+            calibration = detector.score_rows(kept)
         except FAILURES as error:
             return Cell.failed(self.test.ids, told(error))
         parts = [before, trusted.seconds, test.seconds, took]
