@@ -10,6 +10,8 @@ from tests.models.families_zoo import FAMILIES, random_module
 
 _KEPT = {}
 FITTED_TO_A_MODEL = ("sae",)
+QUICK = {"functional": {"draws": 6}, "tuned-divergence": {"steps": 3}}
+"""Settings that cost less; the contract does not depend on them."""
 
 
 def model_of(family):
@@ -21,7 +23,7 @@ def model_of(family):
 class TestEveryFeature(FeatureContract):
     @pytest.fixture(params=[name for name in feature_names() if name not in FITTED_TO_A_MODEL])
     def make(self, request):
-        return lambda: get_feature(request.param)
+        return lambda: get_feature(request.param, **QUICK.get(request.param, {}))
 
     @pytest.fixture
     def model(self):

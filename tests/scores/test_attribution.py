@@ -65,3 +65,14 @@ def test_what_cannot_be_is_refused():
         get_score("attribution-top-ccc", k=0)
     with pytest.raises(NotEnoughData, match="only the answers"):
         finished({"module:answer": torch.arange(30.0)[:, None]})
+
+
+def test_exceedance_counts_deviations_above_the_mean():
+    trusted, queries = normal_rows(30, seed=1), normal_rows(6, seed=2)
+    trusted[:, 3] = 1.5
+    a, b = trusted.double().numpy(), queries.double().numpy()
+    spread = a.std(0, ddof=0)
+    spread[3] = np.inf
+    found = fitted(get_score("exceedance"), trusted)(queries)
+
+    np.testing.assert_allclose(found, ((b - a.mean(0)) / spread).mean(1), rtol=1e-9)

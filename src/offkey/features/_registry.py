@@ -23,6 +23,7 @@ FEATURES: Registry[Feature] = Registry(
         "probe-trajectory": "offkey.features.probe:ProbeTrajectory",
         "radii": "offkey.features.volume:Radii",
         "sae": "offkey.features.sae:SparseLatents",
+        "tuned-divergence": "offkey.features.tuning:TunedDivergence",
         "volume": "offkey.features.volume:LocalVolume",
     },
     group="offkey.features",

@@ -32,6 +32,7 @@ SCORES = ScoreRegistry(
         "attribution-mean-ccc": "offkey.scores.attribution:MeanConcordance",
         "attribution-top-ccc": "offkey.scores.attribution:TopConcordance",
         "beatrix": "offkey.scores.gram:Beatrix",
+        "exceedance": "offkey.scores.exceedance:Exceedance",
         "flow-laplace": "offkey.scores.flow:FlowLaplace",
         "flow-mahalanobis": "offkey.scores.flow:FlowMahalanobis",
         "isolation-forest": "offkey.scores.forest:IsolationForest",

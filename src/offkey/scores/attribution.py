@@ -65,7 +65,7 @@ class MeanCorrelation(Attribution):
 
     name = "attribution-mean"
 
-    def __init__(self, rows: int = 1000) -> None:
+    def __init__(self, rows: int = 5000) -> None:
         check_number(f"{self.name} rows", rows, least=2, whole=True)
         self.rows = rows
 
@@ -96,7 +96,7 @@ class MeanConcordance(Attribution):
 
     name = "attribution-mean-ccc"
 
-    def __init__(self, rows: int = 1000) -> None:
+    def __init__(self, rows: int = 5000) -> None:
         check_number(f"{self.name} rows", rows, least=2, whole=True)
         self.rows = rows
 
@@ -122,7 +122,7 @@ class TopConcordance(Attribution):
 
     name = "attribution-top-ccc"
 
-    def __init__(self, k: int = 5, rows: int = 1000) -> None:
+    def __init__(self, k: int = 5, rows: int = 5000) -> None:
         check_number(f"{self.name} k", k, least=1, whole=True)
         check_number(f"{self.name} rows", rows, least=max(k, 2), whole=True)
         self.k, self.rows = k, rows
@@ -158,7 +158,7 @@ class ClassConcordance(SitesScore):
     rows_: Float[Tensor, "m d"]
     classes_: Float[Tensor, " m"]
 
-    def __init__(self, rows: int = 1000) -> None:
+    def __init__(self, rows: int = 5000) -> None:
         check_number(f"{self.name} rows", rows, least=2, whole=True)
         self.rows = rows
 

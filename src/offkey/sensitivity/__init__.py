@@ -1,7 +1,8 @@
 """How a model's answers move when its activations or its weights are disturbed.
 
 Both kinds of noise give the same :class:`Curve`. Models are compared by one number a curve; what a
-population of models can and cannot tell apart is said before it is asked.
+population of models can and cannot tell apart is said before it is asked. A :class:`Kernel`
+compares prompts instead: by how alike the losses of their answers respond.
 """
 
 from offkey.sensitivity._activations import (
