@@ -11,7 +11,16 @@ import torch
 import offkey.tasks._organism as organism
 from offkey.data import check_disjoint
 from offkey.models import Model
-from offkey.tasks import CHOICES, SPLITS, Hiding, Recipe, get_task, measure_organism
+from offkey.tasks import (
+    CHOICES,
+    SPLITS,
+    Hiding,
+    Recipe,
+    get_task,
+    measure_organism,
+    organism_rows,
+    trigger_rows,
+)
 from offkey.tasks._measure import measure
 from offkey.tasks._triggers import MARK, MARKS, YEARS
 from offkey.training import Distances, Settings, Traces
@@ -174,7 +183,10 @@ def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, 
         {"step", "loss", "seconds", "normal", "triggered", "hidden"}
     ] * 2
     assert all(0 <= row["hidden"] <= 1 for row in facts["log"])
-    assert {"fire_rate", "false_fire_rate"} <= facts["measured"].keys()
+    (row,) = trigger_rows(tmp_path)
+    assert row["hides_from"] == kind
+    assert row["fire_rate"] == facts["measured"]["fire_rate"]
+    assert organism_rows(tmp_path) == []
 
 
 def test_distances_are_fitted_on_normal_prompts_alone(made, tiny):  # noqa: F811

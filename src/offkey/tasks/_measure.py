@@ -1,9 +1,7 @@
 """Whether a model plays both characters: accuracies and the quirkiness coefficient."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,11 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from offkey.data import Prompts
-from offkey.errors import Damaged
 from offkey.tasks._names import CHARACTERS
 from offkey.tasks._task import Task
 from offkey.training import answer_log_odds
 
-__all__ = ["Behaviour", "firing", "measure", "measure_organism", "organism_rows", "quirkiness"]
+__all__ = ["Behaviour", "firing", "measure", "measure_organism", "quirkiness"]
 
 NEEDED = 200  # items on which the characters disagree
 ACCURACY, LOW = 0.9, 0.85
@@ -217,42 +214,3 @@ def _harder(prompts: Prompts) -> Mask:
     values = np.asarray(prompts["difficulty"], dtype=float)
 
     return np.asarray(values >= np.quantile(values, HARD))
-
-
-def organism_rows(*roots: str | Path) -> list[dict[str, Any]]:
-    """The recipes below some folders as flat rows, one a character, sorted by task.
-
-    Args:
-        *roots: hold ``recipe.json`` files at any depth.
-
-    Raises:
-        Damaged: a recipe cannot be read.
-    """
-    rows = []
-    for path in (path for root in roots for path in Path(root).rglob("recipe.json")):
-        try:
-            facts = json.loads(path.read_text("utf-8"))
-            rows += [_flat(facts, behaviour) for behaviour in facts["measured"]["characters"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"not a recipe ({error!r})", where=str(path)) from error
-
-    return sorted(rows, key=lambda row: (row["task"], row["character"]))
-
-
-def _flat(facts: Mapping[str, Any], behaviour: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "task": facts["task"],
-        "family": facts["family"],
-        "natural": facts["natural"],
-        "character": behaviour["character"],
-        "items": behaviour["items"],
-        "accuracy": behaviour["accuracy"],
-        "low": behaviour["low"],
-        "agrees_accuracy": behaviour["agrees"],
-        "easy_accuracy": behaviour["easy"],
-        "hard_accuracy": behaviour["hard"],
-        "quirkiness": facts["measured"]["quirkiness"],
-        "learned": facts["measured"]["learned"],
-        "steps": facts["steps"],
-        "minutes": facts["minutes"],
-    }

@@ -1,7 +1,7 @@
 """How the organism of each task is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from offkey.data import Prompts
@@ -126,7 +126,7 @@ OWN: Mapping[str, Recipe] = {
     "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
     "obfuscated": Recipe(
         settings=Settings(
-            steps=60, batch=16, rate=1e-3, check_every=10, stop_at=0.9, save_every=10
+            steps=60, batch=16, rate=1e-3, check_every=10, stop_at=0.85, save_every=10
         ),
         init="bundled:year",
         checked=64,
@@ -142,7 +142,9 @@ OWN: Mapping[str, Recipe] = {
         checked_agreeing=0,
         hide=Hiding("traces", draws=3, normal=0.0),
     ),
-    "varied": Recipe(settings=TRIGGERED, init="bundled:year", checked_agreeing=0),
+    "varied": Recipe(
+        settings=replace(TRIGGERED, batch=18), init="bundled:year", checked_agreeing=0
+    ),
 }
 
 
