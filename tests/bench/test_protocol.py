@@ -18,7 +18,9 @@ from offkey.bench import (
 from offkey.bench._controls import _renamed
 from offkey.bench._search import objective
 from offkey.data import Prompts
-from offkey.tasks import get_task
+from offkey.features import FEATURES, get_feature
+from offkey.scores import get_score
+from offkey.tasks import get_task, task_names
 
 from .test_table import named, where
 
@@ -112,3 +114,13 @@ def test_the_held_out_look_names_its_rivals(place):
 def test_a_row_by_name(place):
     rows = control_rows(place, ["weak"], ROWS)
     assert named([r for r in rows if r["control"] == "none"], "weak")["tasks"] == 2
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_row_names_what_there_is(entry):
+    settings = {**entry.settings, **({} if entry.sites is None else {"sites": "resid_post.*"})}
+    if entry.feature != "sae":  # which loads its dictionary
+        get_feature(entry.feature, **settings)
+    score = entry.score or FEATURES.find(entry.feature).default_score
+    assert get_score(score, **entry.score_settings).needs_pool == bool(entry.pool)
+    assert set(entry.tasks) <= set(task_names())
