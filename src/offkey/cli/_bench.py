@@ -120,9 +120,12 @@ def _table1(asked: _Asked) -> None:
     rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, seed=asked.seed,
                results=asked.results, tell=asked.say)  # fmt: skip
     page = bench_report(asked.out)
-    asked.show(rows, "AUROC, mean over tasks", "average",
-               "detector average agrees disagrees tasks clean excess flagged_normal seconds mode "
-               "reason")  # fmt: skip
+    asked.show(
+        rows,
+        "AUROC, mean over tasks",
+        "average",
+        "detector average agrees disagrees tasks clean excess flagged_normal mode reason",
+    )
     if not asked.as_json:
         typer.echo(f"\nreport: {page}")
 

@@ -1,7 +1,7 @@
 """Rows of a table, as a person reads them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +26,9 @@ def print_rows(
     ordered = sorted(rows, key=lambda row: (row[by] is None, -(row[by] or 0.0)))
     shown = [name for name in rows[0] if name not in hidden and any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False)
-    for name in shown:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for place, name in enumerate(shown):
+        justify: Literal["left", "right"] = "left" if isinstance(rows[0][name], str) else "right"
+        table.add_column(name, justify=justify, no_wrap=not place)
     for row in ordered[:most]:
         table.add_row(*(_told(row[name]) for name in shown))
     console = Console(highlight=False)
