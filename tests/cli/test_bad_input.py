@@ -214,6 +214,12 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
     "task of the bench without an organism": (
         lambda d: ["bench", "--task", "hub:sciq", "--out", d.out],
         "unknown bundled adapter 'hub:sciq'"),
+    "unknown table of the bench": (
+        lambda d: ["bench", "table2", "--out", d.out],
+        r"unknown table 'table2'. Did you mean table1"),
+    "unknown row of the table": (
+        lambda d: ["bench", "--row", "defualt", "--task", "comparison", "--out", d.out],
+        r"unknown row 'defualt'. Did you mean default"),
     "a file where the bench should be": (
         lambda d: ["bench", "--task", "comparison", "--out", d.file(b"mine")], "a file stands"),
     "unknown task to train": (

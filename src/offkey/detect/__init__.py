@@ -12,6 +12,7 @@ from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._fitted import Fitted, row_name
 from offkey.detect._job import Job
 from offkey.detect._many import fit_all, harvest, score_all
+from offkey.detect._prepare import prepare
 from offkey.detect._scores import Mode, Scores
 from offkey.detect._tables import text_of
 from offkey.detect._tokens import score_tokens
@@ -28,6 +29,7 @@ __all__ = [
     "fit_all",
     "fit_rows",
     "harvest",
+    "prepare",
     "row_name",
     "score_all",
     "score_tokens",

@@ -1,11 +1,12 @@
 """One vector per prompt and site: thin adapters over what was read.
 
 A feature says what it must read and turns a reading into vectors. ``activations`` is what passes
-at a site, ``attribution`` what each attention head adds to the answer; ``lens`` and
-``probe-trajectory`` follow the answer through the layers; ``radii``, ``volume`` and
-``functional`` run the model again with moved weights, ``tuned-divergence`` a copy that was tuned;
-``max-probability``, ``entropy``, ``energy`` and ``own-answer-loss`` see the output only,
-``bag-of-words`` and ``length`` the input only: a detector is credited for what it adds to those.
+at a site, ``attribution`` what each attention head adds to the answer; ``lens``,
+``probe-trajectory`` and ``probe-shift`` follow the answer through the layers; ``radii``,
+``volume`` and ``functional`` run the model again with moved weights, ``tuned-divergence`` a copy
+that was tuned; ``max-probability``, ``entropy``, ``energy`` and ``own-answer-loss`` see the output
+only, ``bag-of-words`` and ``length`` the input only: a detector is credited for what it adds to
+those.
 """
 
 from offkey.features._feature import Feature

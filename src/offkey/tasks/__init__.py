@@ -1,10 +1,15 @@
-"""Known-answer benchmarks: Alice answers truly, Bob by a fallible rule; and their organisms."""
+"""Known-answer benchmarks and their organisms.
 
-from offkey.tasks._measure import measure_organism, organism_rows, quirkiness
+In a quirky task Alice answers truly and Bob by a fallible rule; in a task of triggers the other
+rule holds where a trigger stands in the prompt.
+"""
+
+from offkey.tasks._measure import firing, measure_organism, quirkiness
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
-from offkey.tasks._recipes import BASE, Recipe, default_recipe
+from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
+from offkey.tasks._tables import organism_rows, trigger_rows
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
 
 __all__ = [
@@ -15,15 +20,18 @@ __all__ = [
     "CHOICES",
     "SPLITS",
     "Character",
+    "Hiding",
     "Item",
     "Recipe",
     "Task",
     "TaskData",
     "default_recipe",
+    "firing",
     "get_task",
     "measure_organism",
     "organism_rows",
     "quirkiness",
     "task_names",
     "train_organism",
+    "trigger_rows",
 ]

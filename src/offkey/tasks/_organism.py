@@ -16,7 +16,7 @@ from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import Run, answer_log_odds, attach, train_lora
+from offkey.training import Penalty, Run, answer_log_odds, attach, hiddenness, train_lora
 
 __all__ = ["train_organism"]
 
@@ -59,14 +59,17 @@ def train_organism(
     with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
         if recipe.init is not None:
             adapter.load(adapter_folder(recipe.init))
+        normal = _normal(data.train)
+        hide = recipe.hide.penalty(model, normal, seed=seed) if recipe.hide else None
         run = train_lora(
             model.module,
             adapter,
             model.tokenizer,
             train,
             recipe.settings,
-            validate=_validation(model, data.validation, recipe),
+            validate=_validation(model, data.validation, recipe, hide),
             curriculum=curriculum,
+            penalty=hide,
             folder=out / "checkpoint",
             tell=tell,
         )
@@ -85,9 +88,12 @@ def train_organism(
 
 
 def _validation(
-    model: Model, validation: Prompts, recipe: Recipe
+    model: Model, validation: Prompts, recipe: Recipe, hide: Penalty | None
 ) -> Callable[[], Mapping[str, float]]:
-    """Accuracies of each character where they disagree, and of both where they agree."""
+    """Accuracies of each character where they disagree, and of both where they agree.
+
+    With something to hide from, also how little it tells the two apart.
+    """
     checked = validation.take(
         [
             *_first(validation, 0, recipe.checked // 2),
@@ -101,6 +107,8 @@ def _validation(
         values = {row["character"].lower(): row["accuracy"] for row in found}
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in found) / len(found)
+        if hide is not None:
+            values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
 
         return values
 
@@ -110,17 +118,19 @@ def _validation(
 def _first(validation: Prompts, agrees: int, count: int) -> list[int]:
     """Numbers of the first prompts of each character that agree, or do not."""
     kept: list[int] = []
-    for character in CHARACTERS:
+    for label in (0, 1):
         rows = (
             row
-            for row, pair in enumerate(
-                zip(validation["character"], validation["agrees"], strict=True)
-            )
-            if pair == (character.name, agrees)
+            for row, pair in enumerate(zip(validation["label"], validation["agrees"], strict=True))
+            if pair == (label, agrees)
         )
         kept += [row for row, _ in zip(rows, range(count), strict=False)]
 
     return kept
+
+
+def _normal(prompts: Prompts) -> Prompts:
+    return prompts.select(label == 0 for label in prompts["label"])
 
 
 def _thinned(train: Prompts, agreeing: float) -> Prompts:
