@@ -1,6 +1,7 @@
 """Probes of the true answer: what they learn, what their trajectory says, what they refuse."""
 
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.features._probes import fit_probe
 from offkey.models import Model, Site
+from offkey.passes import readings
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -94,7 +96,7 @@ def test_an_answer_that_occurs_once_is_enough():
 
 
 def test_the_trajectory_is_each_probe_on_its_layer(model):
-    feature = prepared(get_feature("probe-trajectory"), model)
+    feature = prepared(get_feature("probe-trajectory", folds=1), model)
     found = vectors_of(feature, model, batch_of(ROWS))[LOGITS]
     trusted = model.read(batch_of(TRUSTED), "resid_post.*")
     answers = np.array([row[-1] % 2 for row in TRUSTED])
@@ -105,6 +107,49 @@ def test_the_trajectory_is_each_probe_on_its_layer(model):
     for layer, site in enumerate(feature.plan(model).reads):
         probe = fit_probe(trusted[site].double().numpy()[order], answers[order], (1e-3, 0.1, 10.0))
         np.testing.assert_allclose(found[:, layer], probe(values[site]), rtol=1e-3, atol=1e-3)
+
+
+def test_each_prompt_is_read_by_the_probe_that_never_saw_its_fold(model):
+    feature = prepared(get_feature("probe-trajectory", sites="resid_post.1", folds=3), model)
+    ids = np.array(batch_of(TRUSTED).ids)
+    fold = np.array([crc32(id.encode()) % 3 for id in ids])
+    x = model.read(batch_of(TRUSTED), "resid_post.1")["resid_post.1"].double().numpy()
+    y = np.array([row[-1] % 2 for row in TRUSTED])
+    order = np.argsort(ids)
+    for rows in (TRUSTED, ROWS):
+        found = vectors_of(feature, model, batch_of(rows))[LOGITS][:, 0]
+        values = model.read(batch_of(rows), "resid_post.1")["resid_post.1"]
+        for number, id in enumerate(batch_of(rows).ids):
+            kept = order[fold[order] != crc32(id.encode()) % 3]
+            probe = fit_probe(x[kept], y[kept], (1e-3, 0.1, 10.0))
+            assert found[number] == pytest.approx(probe(values[number]).item(), rel=1e-3, abs=1e-3)
+
+
+def test_trusted_prompts_are_read_as_new_ones_are():
+    """Answers by chance and many numbers: one probe alone knows its own prompts by heart."""
+    rng = np.random.default_rng(4)
+    model = Model(nn.Sequential(nn.Identity()), name="noise")
+    x = torch.tensor(rng.normal(size=(400, 300)), dtype=torch.float32)
+    answers = rng.integers(0, 2, 400)
+    columns = {"id": [f"n{n}" for n in range(400)], "target": answers.tolist()}
+    everything = TensorPrompts({"x": x}, columns)
+    sure = {}
+    for folds in (1, 2):
+        feature = get_feature("probe-trajectory", sites="module:0", penalties=(0.01,), folds=folds)
+        for reading in readings(model, everything.take(range(200)), feature.preparation(model)):
+            feature.prepare_batch(reading)
+        feature.prepared()
+        place = {id: n for n, id in enumerate(everything.ids)}
+        odds = np.empty(400)
+        for reading in readings(model, everything, feature.plan(model)):
+            for id, value in zip(reading.batch.ids, feature(reading)[LOGITS], strict=True):
+                odds[place[id]] = value
+        right = odds * (2 * answers - 1) > 0
+        sure[folds] = right[:200].mean(), right[200:].mean()
+    assert sure[1][0] == 1.0
+    assert abs(sure[1][1] - 0.5) < 0.12
+    assert abs(sure[2][0] - 0.5) < 0.12
+    assert abs(sure[2][1] - 0.5) < 0.12
 
 
 class Judge(nn.Module):
@@ -143,8 +188,8 @@ def test_the_trajectory_hears_where_the_answer_turns():
 
     assert scores.flagged[labels == 1].all()
     assert scores.flagged[labels == 0].mean() < 0.15
-    odds = [probe.weight for probe in detector.feature._probes.values()]
-    assert all(int(weight.abs().argmax()) == 0 for weight in odds)
+    probes = detector.feature._probes.values()
+    assert all(int(p.weight.abs().argmax()) == 0 for each in probes for p in each.probes)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +226,12 @@ def test_prompts_without_choices_are_refused_before_the_model_runs(model, monkey
 def test_what_cannot_be_is_refused(model):
     with pytest.raises(BadValue, match=r"penalties: \(0.0,\) are not positive"):
         get_feature("probe-trajectory", penalties=(0.0,))
+    with pytest.raises(BadValue, match="folds: must be at least 1"):
+        get_feature("probe-trajectory", folds=0)
+    few = TensorPrompts({"x": torch.zeros(9, 1)}, {"target": [1] + [0] * 8})
+    with pytest.raises(NotEnoughData, match="too few trusted prompts have the target 1"):
+        get_feature("probe-trajectory").check_trusted(few)
+    get_feature("probe-trajectory", folds=1).check_trusted(few)
     feature = get_feature("probe-trajectory")
     reading = read_for(feature, model, batch_of(ROWS))
     with pytest.raises(BadValue, match="has seen no trusted prompts yet"):

@@ -9,7 +9,7 @@ from offkey.data import Prompts, pack
 from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import Probe, fit_probe
+from offkey.features._probes import CrossProbe, Probe, fit_probe
 from offkey.models import ChoiceLogitDifference, Edit, Model
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
 from tests.models import tiny
@@ -45,7 +45,7 @@ def moved(model, row, head, delta, site):
 def test_it_is_the_difference_of_two_small_ablations(family):
     """By finite differences on the whole model, one head at a time."""
     model = Model(random_module(family), tokenizer=object(), name=family)
-    feature = prepared(get_feature("probe-shift", sites="resid_post.1"), model)
+    feature = prepared(get_feature("probe-shift", sites="resid_post.1", folds=1), model)
     (found,) = feature.extract(model, batch_of(ROWS[:2])).values()
     trusted = model.read(batch_of(TRUSTED), ("resid_post.1", "z.0", "z.1"))
     answers = torch.tensor([row[-1] % 2 for row in TRUSTED]).numpy()
@@ -97,7 +97,7 @@ def test_what_the_probe_reads_of_the_answer_does_not_shift(share):
     model = Model(module, tokenizer=object(), name="linear")
     feature = prepared(get_feature("probe-shift", sites="resid_post.2"), model)
     read_out = (module.lm_head.weight[5] - module.lm_head.weight[3]).detach().double()
-    feature._probes["resid_post.2"] = Probe(share * read_out, 0.3, 1.0)
+    feature._probes["resid_post.2"] = CrossProbe((Probe(share * read_out, 0.3, 1.0),))
     attribution = prepared(get_feature("attribution"), model)
 
     (shift,) = vectors_of(feature, model, batch_of(ROWS)).values()

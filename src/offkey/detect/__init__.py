@@ -14,6 +14,7 @@ from offkey.detect._job import Job
 from offkey.detect._many import fit_all, harvest, score_all
 from offkey.detect._prepare import prepare
 from offkey.detect._scores import Mode, Scores
+from offkey.detect._tables import text_of
 from offkey.detect._tokens import score_tokens
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "score_all",
     "score_tokens",
     "site_aurocs",
+    "text_of",
 ]

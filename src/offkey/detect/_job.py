@@ -99,8 +99,8 @@ class Job:
         """Runs the job and fills ``out``; the same job goes on where it was stopped.
 
         Leaves ``run.json``, ``scores.parquet``, ``site_scores.parquet``, ``metrics.json``, the
-        fitted detectors and the recorded rows. Of several workers the first one writes; the
-        others only record their shards.
+        fitted detectors, the recorded rows and, unless redacted, the prompts. Of several workers
+        the first one writes; the others only record their shards.
 
         Returns:
             The metrics, as in ``metrics.json``; empty on a worker that is not the first.
@@ -145,9 +145,18 @@ class Job:
         run.write_table("site_scores", site_table(told), version=TABLE_VERSION)
         for detector in (d for d in self.detectors if not d.fitted.reason):
             detector.save(run.file("detector") / detector.name.replace("/", "-"))
+        self._keep_prompts(run)
         write_json(run.file("metrics.json"), metrics)
 
         return metrics
+
+    def _keep_prompts(self, run: RunFolder) -> None:
+        """Leaves the texts beside the scores, so that a flag can be explained later."""
+        if self.redact:
+            return
+        for name, prompts in (("trusted", self.trusted), ("test", self.test)):
+            if isinstance(prompts, Prompts):
+                prompts.to_jsonl(run.file("prompts") / f"{name}.jsonl")
 
     def _read(self, run: RunFolder, world: World) -> dict[str, list[Rows]]:
         rows, sets = {}, self._sets()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from torch import Tensor
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.models import Reading
 
-__all__ = ["PENALTIES", "LabelledRows", "Probe", "check_answers", "check_penalties", "fit_probe"]
+__all__ = [
+    "PENALTIES",
+    "CrossProbe",
+    "LabelledRows",
+    "Probe",
+    "check_answers",
+    "check_settings",
+    "fit_probe",
+    "folds_of",
+]
 
 Array = np.ndarray
 PENALTIES = (1e-3, 1e-1, 10.0)
@@ -53,15 +63,72 @@ class Probe:
         return cls(state["weight"], state["bias"], state["penalty"])
 
 
+@dataclass(frozen=True)
+class CrossProbe:
+    """Probes of which each was trained without the prompts whose ids fall to it.
+
+    So a prompt that was trained on is scored as a new one is: by a probe that never saw it. One
+    probe alone fits its own prompts better than any others, and new ones would look odd.
+
+    Attributes:
+        probes: one for each fold of the ids; a single one has seen all prompts.
+    """
+
+    probes: tuple[Probe, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        x: Float64[Array, "n d"],
+        answers: Int[Array, " n"],
+        ids: Sequence[str],
+        penalties: tuple[float, ...],
+        folds: int,
+    ) -> Self:
+        """Trains a probe for each fold of the ids."""
+        held = folds_of(ids, folds)
+        chosen = [held != fold if folds > 1 else held >= 0 for fold in range(folds)]
+
+        return cls(tuple(fit_probe(x[rows], answers[rows], penalties) for rows in chosen))
+
+    def __call__(self, x: Float[Tensor, "n d"], ids: Sequence[str]) -> Float64[Tensor, " n"]:
+        """Log-odds of each row, in float64."""
+        odds = torch.stack([probe(x) for probe in self.probes])
+
+        return odds.gather(0, self._held(ids)[None])[0]
+
+    def weights(self, ids: Sequence[str]) -> Float64[Tensor, "n d"]:
+        """The weights that each row is multiplied with."""
+        return torch.stack([probe.weight for probe in self.probes])[self._held(ids)]
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`from_state` takes."""
+        return {str(fold): probe.state() for fold, probe in enumerate(self.probes)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The probes that :meth:`state` described."""
+        return cls(tuple(Probe.from_state(state[str(fold)]) for fold in range(len(state))))
+
+    def _held(self, ids: Sequence[str]) -> Int[Tensor, " n"]:
+        return torch.from_numpy(folds_of(ids, len(self.probes)))
+
+
+def folds_of(ids: Sequence[str], folds: int) -> Int[Array, " n"]:
+    """To which fold each id falls: by a hash, and by nothing else."""
+    return np.array([crc32(id.encode()) % folds for id in ids], dtype=np.int64)
+
+
 class LabelledRows:
     """Rows of trusted prompts and their true answers, by site, as batches bring them.
 
     Args:
         who: what errors call the feature.
+        folds: into how many folds the prompts fall.
     """
 
-    def __init__(self, who: str) -> None:
-        self.who = who
+    def __init__(self, who: str, folds: int) -> None:
+        self.who, self.folds = who, folds
         self._ids: list[str] = []
         self._answers: list[int] = []
         self._rows: dict[str, list[Tensor]] = {}
@@ -75,38 +142,33 @@ class LabelledRows:
             rows = value.flatten(1).to("cpu", torch.float32)
             self._rows.setdefault(str(site), []).append(rows)
 
-    def answers(self) -> Int[Array, " n"]:
-        """The true answers, in order of id; raises as :func:`check_answers`."""
+    def probes(self, penalties: tuple[float, ...]) -> dict[str, CrossProbe]:
+        """Probes of the true answer at each site; the order of batches plays no part.
+
+        Raises:
+            BadInput: as :func:`check_answers`.
+            NotEnoughData: likewise.
+        """
         targets = [None if answer < 0 else answer for answer in self._answers]
-        check_answers(targets, self._ids, self.who)
+        check_answers(targets, self._ids, self.who, self.folds)
+        order = np.argsort(np.array(self._ids))
+        ids = [self._ids[row] for row in order]
+        answers = np.array(self._answers)[order]
 
-        answers: Int[Array, " n"] = np.array(self._answers)[self._order()]
-
-        return answers
-
-    def rows(self, site: str) -> Float64[Array, "n d"]:
-        """The rows of a site, in order of id."""
-        found: Array = torch.cat(self._rows[site]).double().numpy()[self._order()]
-
-        return found
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The sites that were read."""
-        return tuple(self._rows)
-
-    def _order(self) -> Int[Array, " n"]:
-        order: Int[Array, " n"] = np.argsort(np.array(self._ids))
-
-        return order
+        return {
+            site: CrossProbe.fit(
+                torch.cat(rows).double().numpy()[order], answers, ids, penalties, self.folds
+            )
+            for site, rows in self._rows.items()
+        }
 
 
-def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str) -> None:
+def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str, folds: int) -> None:
     """Refuses answers from which no probe can learn.
 
     Raises:
         BadInput: one is unknown, or neither the first nor the second choice.
-        NotEnoughData: all are the same, or there are none.
+        NotEnoughData: all are the same, there are none, or all of one are in one fold.
     """
     for id, target in zip(ids, targets, strict=True):
         if target is None:
@@ -122,6 +184,25 @@ def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str) -
         raise NotEnoughData(f"all {len(targets)} trusted prompts have {told}, and a probe learns "
                             "from both answers", where=f"feature {who}",
                             mend="Add prompts whose true answer is the other one")  # fmt: skip
+    held = folds_of(ids, folds)
+    for answer in (0, 1):
+        where = {int(fold) for fold, t in zip(held, targets, strict=True) if t == answer}
+        if folds > 1 and len(where) < 2:
+            raise NotEnoughData(f"too few trusted prompts have the target {answer} for {folds} "
+                                "folds", where=f"feature {who}",
+                                mend="Add such prompts, or use folds=1")  # fmt: skip
+
+
+def check_settings(penalties: tuple[float, ...], folds: int, who: str) -> None:
+    """Refuses penalties that are not positive, or none, and less than one fold.
+
+    Raises:
+        BadValue: says so.
+    """
+    if not penalties or min(penalties) <= 0:
+        raise BadValue(f"{penalties} are not positive numbers", where=f"feature {who}, penalties")
+    if folds < 1:
+        raise BadValue("must be at least 1", where=f"feature {who}, folds")
 
 
 def fit_probe(
@@ -159,16 +240,6 @@ def fit_probe(
     weight = weight * scale
 
     return Probe(torch.from_numpy(weight), float(bias - weight @ centre), penalty)
-
-
-def check_penalties(penalties: tuple[float, ...], who: str) -> None:
-    """Refuses penalties that are not positive, or none.
-
-    Raises:
-        BadValue: says so.
-    """
-    if not penalties or min(penalties) <= 0:
-        raise BadValue(f"{penalties} are not positive numbers", where=f"feature {who}, penalties")
 
 
 def _chosen(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from offkey.errors import BadInput, BadValue, UnmappedModel
 from offkey.features._feature import Feature
 from offkey.models import Model, Reading, Site
+from offkey.models.metrics import wide
 from offkey.passes import Plan
 
 __all__ = ["LensTrajectory"]
@@ -127,22 +128,48 @@ def choice_logits(model: Model, reading: Reading, who: str) -> Float[Tensor, "la
     In float32 or better; only the unembedding's rows of the choices are touched.
     """
     head = _unembedding(model, who)
-    assert model.wiring is not None
     assert reading.batch.choices is not None
     device = head.weight.device
     choices = reading.batch.choices.to(device)
     with torch.no_grad():
         h = torch.stack([value.to(device) for value in reading.values.values()])
-        normed = model.wiring.final_norm(h) if model.wiring.final_norm is not None else h
-        dtype = torch.promote_types(normed.dtype, torch.float32)
-        rows = head.weight[choices.clamp(min=0)].to(dtype)
-        logits = torch.einsum("lbd,bcd->lbc", normed.to(dtype), rows)
+        normed = wide(_normed(model, h))
+        rows = head.weight[choices.clamp(min=0)].to(normed.dtype)
+        logits = torch.einsum("lbd,bcd->lbc", normed, rows)
         if head.bias is not None:
-            logits = logits + head.bias[choices.clamp(min=0)].to(dtype)
-        if cap := model.wiring.softcap:
-            logits = cap * torch.tanh(logits / cap)
+            logits = logits + head.bias[choices.clamp(min=0)].to(normed.dtype)
+        logits = _capped(model, logits)
 
     return logits.masked_fill(choices < 0, -torch.inf)
+
+
+def lens_logits(
+    model: Model, h: Float[Tensor, "*batch d"], who: str = "lens"
+) -> Float[Tensor, "*batch vocab"]:
+    """Logits of every token, read off residuals; in float32 or better, without gradients.
+
+    Raises:
+        UnmappedModel: the model has no unembedding whose rows can be taken.
+    """
+    head = _unembedding(model, who)
+    with torch.no_grad():
+        h = h.to(head.weight.device, head.weight.dtype)
+
+        return _capped(model, wide(head(_normed(model, h))))
+
+
+def _normed(model: Model, h: Tensor) -> Tensor:
+    """Residuals after the final norm, where there is one."""
+    norm = model.wiring.final_norm if model.wiring else None
+
+    return h if norm is None else norm(h)
+
+
+def _capped(model: Model, logits: Tensor) -> Tensor:
+    """Logits with the model's soft cap, where it has one."""
+    cap = model.wiring.softcap if model.wiring else None
+
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _unembedding(model: Model, who: str) -> nn.Linear:

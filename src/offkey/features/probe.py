@@ -13,11 +13,10 @@ from offkey.errors import BadValue
 from offkey.features._feature import Feature
 from offkey.features._probes import (
     PENALTIES,
+    CrossProbe,
     LabelledRows,
-    Probe,
     check_answers,
-    check_penalties,
-    fit_probe,
+    check_settings,
 )
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
@@ -40,10 +39,13 @@ class ProbeTrajectory(Feature):
         positions: tokens that are read, as in ``activations``.
         penalties: strengths of the L2 penalty on standardised activations, of which three-fold
             cross-validation takes one at each site.
+        folds: probes at each site. The ids of prompts fall into as many folds, and each prompt is
+            read by the probe that was trained without its fold, so that trusted prompts are read
+            as new ones are; with 1, a single probe is trained on all, as published.
 
     Raises:
         BadInput: a trusted prompt has no target, or one beyond the second choice.
-        NotEnoughData: all trusted prompts have the same target.
+        NotEnoughData: all trusted prompts have the same target, or too few have one of the two.
 
     References:
         Mallen, Belrose, 2023. https://arxiv.org/abs/2312.01037
@@ -58,13 +60,15 @@ class ProbeTrajectory(Feature):
         sites: str | tuple[str, ...] = "resid_post.*",
         positions: Positions = "last",
         penalties: Sequence[float] = PENALTIES,
+        folds: int = 2,
     ) -> None:
         self.sites = tuple(sites) if isinstance(sites, list) else sites
         self.positions = tuple(positions) if isinstance(positions, list) else positions
         self.penalties = tuple(float(value) for value in penalties)
-        check_penalties(self.penalties, self.name)
+        self.folds = folds
+        check_settings(self.penalties, folds, self.name)
         self._seen: LabelledRows | None = None
-        self._probes: dict[str, Probe] = {}
+        self._probes: dict[str, CrossProbe] = {}
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
@@ -86,21 +90,18 @@ class ProbeTrajectory(Feature):
             NotEnoughData: all have the same target.
         """
         targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
-        check_answers(targets, prompts.ids, self.name)
+        check_answers(targets, prompts.ids, self.name, self.folds)
 
     def prepare_batch(self, reading: Reading) -> None:
         """Keeps the activations and targets of trusted prompts."""
         if self._seen is None:
-            self._seen = LabelledRows(self.name)
+            self._seen = LabelledRows(self.name, self.folds)
         self._seen.add(reading)
 
     def prepared(self) -> None:
         """Trains a probe at each site."""
-        seen, self._seen = self._seen or LabelledRows(self.name), None
-        answers = seen.answers()
-        self._probes = {
-            site: fit_probe(seen.rows(site), answers, self.penalties) for site in seen.sites
-        }
+        seen, self._seen = self._seen or LabelledRows(self.name, self.folds), None
+        self._probes = seen.probes(self.penalties)
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """What each probe says, as one vector a prompt."""
@@ -108,7 +109,8 @@ class ProbeTrajectory(Feature):
             raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
                            mend="Prepare it first; fitting a detector does")  # fmt: skip
         odds = [
-            self._probes[str(site)](value.flatten(1)) for site, value in reading.values.items()
+            self._probes[str(site)](value.flatten(1), reading.batch.ids)
+            for site, value in reading.values.items()
         ]
 
         return {LOGITS: torch.stack(odds, dim=1).float()}
@@ -117,7 +119,8 @@ class ProbeTrajectory(Feature):
         """The settings, and the probe of each site."""
         sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
         positions = list(self.positions) if isinstance(self.positions, tuple) else self.positions
-        settings = {"sites": sites, "positions": positions, "penalties": list(self.penalties)}
+        settings = {"sites": sites, "positions": positions, "penalties": list(self.penalties),
+                    "folds": self.folds}  # fmt: skip
         learned = {site: probe.state() for site, probe in self._probes.items()}
 
         return {**settings, "learned": learned} if learned else settings
@@ -127,7 +130,7 @@ class ProbeTrajectory(Feature):
         """The feature that :meth:`state` described."""
         feature = cls(**{name: value for name, value in state.items() if name != "learned"})
         feature._probes = {
-            site: Probe.from_state(told) for site, told in state.get("learned", {}).items()
+            site: CrossProbe.from_state(told) for site, told in state.get("learned", {}).items()
         }
 
         return feature

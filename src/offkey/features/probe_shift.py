@@ -14,11 +14,10 @@ from offkey.features._feature import Feature
 from offkey.features._graph import Graph, run_graph
 from offkey.features._probes import (
     PENALTIES,
+    CrossProbe,
     LabelledRows,
-    Probe,
     check_answers,
-    check_penalties,
-    fit_probe,
+    check_settings,
 )
 from offkey.features.attribution import Attribution
 from offkey.models import ChoiceLogitDifference, Model, Reading, Site
@@ -49,11 +48,12 @@ class ProbeShift(Feature):
     Args:
         sites: residuals that are probed; every fourth block of the later half if left out.
         penalties: as in ``probe-trajectory``.
+        folds: as there.
 
     Raises:
         BadInput: a trusted prompt has no target, or a prompt not exactly two choices.
         BadValue: a site is not the residual after a block, or the model has no heads.
-        NotEnoughData: all trusted prompts have the same target.
+        NotEnoughData: all trusted prompts have the same target, or too few have one of the two.
 
     References:
         EleutherAI, 2024: updates on mechanistic anomaly detection.
@@ -67,13 +67,15 @@ class ProbeShift(Feature):
         self,
         sites: str | tuple[str, ...] | None = None,
         penalties: Sequence[float] = PENALTIES,
+        folds: int = 2,
     ) -> None:
         self.sites = tuple(sites) if isinstance(sites, list) else sites
         self.penalties = tuple(float(value) for value in penalties)
-        check_penalties(self.penalties, self.name)
+        self.folds = folds
+        check_settings(self.penalties, folds, self.name)
         self._effects = Attribution("mean")
         self._seen: LabelledRows | None = None
-        self._probes: dict[str, Probe] = {}
+        self._probes: dict[str, CrossProbe] = {}
 
     def plan(self, model: Model) -> Plan:
         """One forward pass, and one backward pass a probed layer."""
@@ -109,12 +111,12 @@ class ProbeShift(Feature):
             NotEnoughData: all have the same target.
         """
         targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
-        check_answers(targets, prompts.ids, self.name)
+        check_answers(targets, prompts.ids, self.name, self.folds)
 
     def prepare_batch(self, reading: Reading) -> None:
         """Sums up heads, and keeps residuals and targets, of trusted prompts."""
         if self._seen is None:
-            self._seen = LabelledRows(self.name)
+            self._seen = LabelledRows(self.name, self.folds)
         heads = {site: x for site, x in reading.values.items() if site.kind == "z"}
         self._effects.prepare_batch(replace(reading, values=heads))
         probed = {site: x for site, x in reading.values.items() if site.kind != "z"}
@@ -122,12 +124,9 @@ class ProbeShift(Feature):
 
     def prepared(self) -> None:
         """Takes the mean of each head and trains a probe at each residual."""
-        seen, self._seen = self._seen or LabelledRows(self.name), None
+        seen, self._seen = self._seen or LabelledRows(self.name, self.folds), None
         self._effects.prepared()
-        answers = seen.answers()
-        self._probes = {
-            site: fit_probe(seen.rows(site), answers, self.penalties) for site in seen.sites
-        }
+        self._probes = seen.probes(self.penalties)
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Nothing can be told from a reading alone."""
@@ -157,7 +156,8 @@ class ProbeShift(Feature):
     def state(self) -> dict[str, Any]:
         """The settings, the mean of each head and the probe of each residual."""
         sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        settings = {"sites": sites, "penalties": list(self.penalties)}
+        settings = {"sites": sites, "penalties": list(self.penalties),
+                    "folds": self.folds}  # fmt: skip
         if not self._probes:
             return settings
         probes = {site: probe.state() for site, probe in self._probes.items()}
@@ -171,7 +171,7 @@ class ProbeShift(Feature):
         if learned := state.get("learned"):
             feature._effects = Attribution.from_state(learned["heads"])
             feature._probes = {
-                site: Probe.from_state(told) for site, told in learned["probes"].items()
+                site: CrossProbe.from_state(told) for site, told in learned["probes"].items()
             }
 
         return feature
@@ -182,7 +182,7 @@ class ProbeShift(Feature):
         assert site.block is not None
         before = [head for head in heads if head.block is not None and head.block <= site.block]
         away = to_answer.clone()
-        away[:, -1] -= self._probes[str(site)].weight.to(away)
+        away[:, -1] -= self._probes[str(site)].weights(graph.batch.ids).to(away)
         grads = graph.gradients(graph.tensors[site], before, away)
         values = {head: graph.last(head) for head in before}
         last = {head: grad[:, -1] for head, grad in grads.items()}
