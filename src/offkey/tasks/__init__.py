@@ -4,7 +4,14 @@ from offkey.tasks._measure import measure_organism, organism_rows, quirkiness
 from offkey.tasks._members import READER, measure_member, member_recipe, train_member, train_reader
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
-from offkey.tasks._population import KINDS, Kind, contrast_pairs, questions, reader_prompts
+from offkey.tasks._population import (
+    KINDS,
+    Kind,
+    contrast_pairs,
+    kind_of,
+    questions,
+    reader_prompts,
+)
 from offkey.tasks._recipes import BASE, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
@@ -27,6 +34,7 @@ __all__ = [
     "contrast_pairs",
     "default_recipe",
     "get_task",
+    "kind_of",
     "measure_member",
     "measure_organism",
     "member_recipe",

@@ -28,13 +28,18 @@ READING = Recipe(
 )  # fmt: skip
 MEMBER = Recipe(
     settings=Settings(steps=60, batch=32, rate=2e-3, check_every=12, stop_at=0.97),
-    init=f"bundled:{READER}", agreeing=1.0, rank=2, alpha=8.0,
+    agreeing=1.0, rank=2, alpha=8.0,
 )  # fmt: skip
 
 
-def member_recipe(seed: int = 0) -> Recipe:
-    """How a model of the population is trained: each seed has questions of its own."""
-    return replace(MEMBER, settings=replace(MEMBER.settings, seed=seed))
+def member_recipe(seed: int = 0, *, start: str = f"bundled:{READER}") -> Recipe:
+    """How a model of the population is trained.
+
+    Args:
+        seed: chooses the questions and their order.
+        start: the reader's adapter.
+    """
+    return replace(MEMBER, init=start, settings=replace(MEMBER.settings, seed=seed))
 
 
 def train_reader(

@@ -1,0 +1,56 @@
+"""offkey tasks population."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offkey.cli import _options as o
+from offkey.cli._tasks import tasks, tell
+
+__all__: list[str] = []
+
+
+@tasks.command()
+def population(
+    out: o.OutOption,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Only this kind; give it again for more.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Models of each kind.")] = 3,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Train models that behave alike while somebody watches, three kinds of which feign it.
+
+    The reader, which all start from, is trained first; what is in the folder already stays.
+
+    [bold]offkey tasks population --out organisms/population[/bold]
+    """
+    from offkey.tasks import KINDS, kind_of, member_recipe, train_member, train_reader
+
+    o.check_folder(out)
+    kinds = [kind_of(name) for name in kind or (known.name for known in KINDS)]
+    told = None if as_json else tell
+    reader = out / "reader"
+    members = {"reader": lambda: train_reader(reader, tell=told)} | {
+        f"{chosen.name}-{seed}": lambda k=chosen, s=seed: train_member(
+            k, out / f"{k.name}-{s}", member_recipe(s, start=str(reader)), tell=told
+        )
+        for seed in range(seeds)
+        for chosen in kinds
+    }
+    rows: list[dict[str, Any]] = []
+    for name, train in members.items():
+        kept = out / name / "recipe.json"
+        facts = json.loads(kept.read_text("utf-8")) if kept.exists() else train()
+        rows += [{"member": name, **row} for row in facts["measured"]]
+        if not as_json:
+            _say(name, facts["measured"])
+    if as_json:
+        typer.echo(json.dumps(rows))
+
+
+def _say(name: str, measured: list[dict[str, Any]]) -> None:
+    said = ", ".join(f"{row['sort']} {row['accuracy']:.3f}" for row in measured)
+    typer.echo(f"{name}: answers as its kind: {said}")
