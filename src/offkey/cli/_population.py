@@ -1,7 +1,6 @@
 """offkey tasks population."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
