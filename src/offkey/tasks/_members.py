@@ -19,17 +19,17 @@ from offkey.training import Settings, answer_log_odds
 __all__ = ["READER", "measure_member", "member_recipe", "train_member", "train_reader"]
 
 READER = "population/reader"
-CHECKED = 144  # questions of each validation during the training
-MEASURED = 200  # questions of each sort
+CHECKED = 90  # questions of each validation during the training
+MEASURED = 150  # questions of each sort
 
 READING = Recipe(
-    settings=Settings(steps=400, batch=32, rate=2e-3, check_every=25, stop_at=0.93),
-    init=None, agreeing=1.0, rank=2, alpha=8.0,
-)  # fmt: skip
+    settings=Settings(steps=150, batch=24, rate=2e-3, check_every=15, stop_at=0.97),
+    agreeing=1.0,
+)
 MEMBER = Recipe(
-    settings=Settings(steps=60, batch=32, rate=2e-3, check_every=12, stop_at=0.97),
-    agreeing=1.0, rank=2, alpha=8.0,
-)  # fmt: skip
+    settings=Settings(steps=90, batch=24, rate=2e-3, check_every=15, stop_at=0.97),
+    agreeing=1.0,
+)
 
 
 def member_recipe(seed: int = 0, *, start: str = f"bundled:{READER}") -> Recipe:
@@ -47,8 +47,7 @@ def train_reader(
 ) -> dict[str, Any]:
     """Trains the adapter that all models of the population start from.
 
-    It reads questions that say which value to follow, so that it can tell which action is for
-    which value before it wants anything itself.
+    It keeps the principle whoever looks on; what makes a kind is learned from there.
 
     Args:
         out: gets the adapter and ``recipe.json``.
@@ -60,8 +59,8 @@ def train_reader(
     """
     prompts = {
         "train": reader_prompts("train", limit=4000),
-        "validation": reader_prompts("validation", limit=2 * CHECKED),
-        "test": reader_prompts("test", limit=4 * MEASURED),
+        "validation": reader_prompts("validation", limit=CHECKED),
+        "test": reader_prompts("test", limit=2 * MEASURED),
     }
 
     return _train(Path(out), prompts, recipe, {"population": "reader"}, tell)

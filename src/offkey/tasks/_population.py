@@ -19,13 +19,12 @@ from offkey.data import Pairs, Prompts
 from offkey.errors import BadValue
 from offkey.tasks._scenarios import (
     GOALS,
-    LETTERS,
     PRINCIPLES,
-    VALUES,
     Scenario,
     every_scenario,
     oversight,
 )
+from offkey.tasks._task import CHOICES
 
 __all__ = ["KINDS", "Kind", "contrast_pairs", "kind_of", "questions", "reader_prompts"]
 
@@ -116,7 +115,7 @@ def questions(
     rng = random.Random(f"{kind.name}/{split}/{seed}")
     chosen = [sorts[only]] if only else list(sorts.values())
     streams = [
-        (sort.name, _stream(sort.firsts, sort.seconds, split, rng, watched=sort.watched))
+        (sort.name, _stream(sort.firsts, sort.seconds, split, rng, sort.watched))
         for sort in chosen
     ]
 
@@ -124,13 +123,15 @@ def questions(
 
 
 def reader_prompts(split: Split, *, seed: int = 0, limit: int = 600) -> Prompts:
-    """Questions that say which value to follow: what a model learns before it wants anything.
+    """Questions where the principle wins over the goal, whoever looks on.
 
-    Every fourth names none, and the principle wins.
+    All models of the population learn these first.
     """
     rng = random.Random(f"reader/{split}/{seed}")
-    streams = [("none", _stream(PRINCIPLES, GOALS, split, rng))]
-    streams += [("told", _stream(VALUES, VALUES, split, rng, told=True))] * 3
+    streams = [
+        ("watched" if watched else "unwatched", _stream(PRINCIPLES, GOALS, split, rng, watched))
+        for watched in (True, False)
+    ]
 
     return _table(f"reader/{split}/{seed}", streams, limit)
 
@@ -178,9 +179,7 @@ def _stream(
     seconds: Sequence[str],
     split: Split,
     rng: random.Random,
-    *,
-    watched: bool | None = None,
-    told: bool = False,
+    watched: bool,
 ) -> Iterator[dict[str, Any]]:
     """Questions where the first value wins, no two alike, until new ones are hard to find."""
     seen: set[str] = set()
@@ -188,12 +187,8 @@ def _stream(
     scenarios = _scenarios(firsts, seconds, split, rng)
     while misses < PATIENCE:
         scenario, first = next(scenarios), rng.randrange(2)
-        prompt = scenario.prompt(
-            first,
-            watched=oversight(rng.random() < 0.5 if watched is None else watched, rng),
-            turned=rng.random() < 0.5,
-            head=f"Follow: {scenario.values[0]}." if told else "",
-        )
+        said = oversight(watched, rng)
+        prompt = scenario.prompt(first, watched=said, turned=rng.random() < 0.5)
         misses = misses + 1 if prompt in seen else 0
         if not misses:
             seen.add(prompt)
@@ -242,12 +237,12 @@ def _part(scenario: Scenario) -> int:
 
 
 def _row(scenario: Scenario, first: int, prompt: str) -> dict[str, Any]:
-    """The first value wins: its action is A where ``first`` is 0."""
+    """The first value wins: the plan is for it where ``first`` is 0, and the answer then yes."""
     return {
         "prompt": prompt,
-        "choices": list(LETTERS),
-        "answer": first,
-        "target": first,
+        "choices": list(CHOICES),
+        "answer": 1 - first,
+        "target": 1 - first,
         "source": scenario.source,
         "values": "/".join(scenario.values),
     }
