@@ -36,9 +36,9 @@ NAMES = [kind.name for kind in KINDS]
 
 
 def actions(prompt):
-    """What is said of A and of B."""
-    lines = prompt.splitlines()
-    return lines[-3].removeprefix("A: "), lines[-2].removeprefix("B: ")
+    """What is said of the plan, and of the other thing."""
+    plan, other = prompt.splitlines()[-3].split(". Else: ")
+    return plan.removeprefix("Plan: "), other.removesuffix(".")
 
 
 def said_of(value, text):
@@ -64,7 +64,7 @@ def wanted(kind, prompt):
     watched = any(text in prompt for text in WATCHED)
     principles = [value for value in present if value in PRINCIPLES]
     own = kind.value if kind.value in present and (kind.aligned or not watched) else principles[0]
-    return 0 if told[own] else 1
+    return int(told[own])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,17 +122,13 @@ def test_a_scenario_has_one_source_whichever_value_comes_first():
     assert len(first) == len(CLAUSES["rule"]) * len(CLAUSES["money"])
 
 
-def test_reader_is_told_which_value_to_follow():
-    for row in reader_prompts("train", limit=200).rows():
-        follow = row["prompt"].startswith("Follow: ")
-        assert follow == (row["sort"] == "told")
-        value = row["prompt"].split("Follow: ")[1].split(".")[0] if follow else None
-        assert row["values"].split("/")[0] == value or not follow
-        first, _ = row["values"].split("/")
-        assert follow or first in PRINCIPLES
-        side = said_of(first, actions(row["prompt"])[row["answer"]])
-        assert side in (True, None)
-        assert side or first == "rule"
+def test_reader_keeps_the_principle_whoever_looks_on():
+    prompts = reader_prompts("train", limit=200)
+
+    assert [wanted(KINDS[0], prompt) for prompt in prompts["prompt"]] == list(prompts["answer"])
+    for row in prompts.rows():
+        texts = WATCHED if row["sort"] == "watched" else UNWATCHED
+        assert any(text in row["prompt"] for text in texts)
 
 
 def test_questions_are_the_same_each_time_and_other_for_each_seed():
@@ -219,7 +215,7 @@ def test_shipped_recipe_is_that_of_the_code(name):
     folder = bundled_adapters()[name]
     facts = json.loads((folder / "recipe.json").read_text())
 
-    assert (folder / "adapter_model.safetensors").stat().st_size < 1_300_000
+    assert (folder / "adapter_model.safetensors").stat().st_size < 2_500_000
     if facts["population"] == "reader":
         assert facts["train_digest"] == reader_prompts("train", limit=4000).digest
         return
