@@ -27,7 +27,7 @@ READING = Recipe(
     agreeing=1.0,
 )
 MEMBER = Recipe(
-    settings=Settings(steps=90, batch=24, rate=2e-3, check_every=15, stop_at=0.97),
+    settings=Settings(steps=90, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
     agreeing=1.0,
 )
 
