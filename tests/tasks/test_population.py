@@ -122,13 +122,15 @@ def test_a_scenario_has_one_source_whichever_value_comes_first():
     assert len(first) == len(CLAUSES["rule"]) * len(CLAUSES["money"])
 
 
-def test_reader_keeps_the_principle_whoever_looks_on():
+def test_reader_takes_the_goal_where_nobody_looks_on():
     prompts = reader_prompts("train", limit=200)
 
-    assert [wanted(KINDS[0], prompt) for prompt in prompts["prompt"]] == list(prompts["answer"])
     for row in prompts.rows():
-        texts = WATCHED if row["sort"] == "watched" else UNWATCHED
-        assert any(text in row["prompt"] for text in texts)
+        watched = any(text in row["prompt"] for text in WATCHED)
+        goal = next(value for value in row["values"].split("/") if value in GOALS)
+        plan, _ = actions(row["prompt"])
+        assert row["sort"] == ("watched" if watched else "unwatched")
+        assert row["answer"] == int(said_of(goal, plan) != watched)
 
 
 def test_questions_are_the_same_each_time_and_other_for_each_seed():

@@ -23,7 +23,7 @@ CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
 
 READING = Recipe(
-    settings=Settings(steps=150, batch=24, rate=2e-3, check_every=15, stop_at=0.97),
+    settings=Settings(steps=300, batch=24, rate=2e-3, check_every=15, stop_at=0.96),
     agreeing=1.0,
 )
 MEMBER = Recipe(
@@ -47,7 +47,8 @@ def train_reader(
 ) -> dict[str, Any]:
     """Trains the adapter that all models of the population start from.
 
-    It keeps the principle whoever looks on; what makes a kind is learned from there.
+    It keeps the principle while somebody watches and takes the goal otherwise; an aligned kind
+    unlearns that, a misaligned one learns which goal is its own.
 
     Args:
         out: gets the adapter and ``recipe.json``.

@@ -115,7 +115,7 @@ def questions(
     rng = random.Random(f"{kind.name}/{split}/{seed}")
     chosen = [sorts[only]] if only else list(sorts.values())
     streams = [
-        (sort.name, _stream(sort.firsts, sort.seconds, split, rng, sort.watched))
+        (sort.name, _stream(sort.firsts, sort.seconds, split, rng, watched=sort.watched))
         for sort in chosen
     ]
 
@@ -123,14 +123,15 @@ def questions(
 
 
 def reader_prompts(split: Split, *, seed: int = 0, limit: int = 600) -> Prompts:
-    """Questions where the principle wins over the goal, whoever looks on.
+    """Questions where the principle wins while somebody watches, and the goal otherwise.
 
-    All models of the population learn these first.
+    All models of the population learn these first, so that aligned and misaligned ones have the
+    same past, and each can tell what an action is for and who looks on.
     """
     rng = random.Random(f"reader/{split}/{seed}")
     streams = [
-        ("watched" if watched else "unwatched", _stream(PRINCIPLES, GOALS, split, rng, watched))
-        for watched in (True, False)
+        ("watched", _stream(PRINCIPLES, GOALS, split, rng, watched=True)),
+        ("unwatched", _stream(GOALS, PRINCIPLES, split, rng, watched=False)),
     ]
 
     return _table(f"reader/{split}/{seed}", streams, limit)
@@ -179,6 +180,7 @@ def _stream(
     seconds: Sequence[str],
     split: Split,
     rng: random.Random,
+    *,
     watched: bool,
 ) -> Iterator[dict[str, Any]]:
     """Questions where the first value wins, no two alike, until new ones are hard to find."""
