@@ -1,7 +1,7 @@
 """Training the models of the population, and measuring how they behave."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = ["READER", "measure_member", "member_recipe", "train_member", "train_r
 READER = "population/reader"
 CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
+WATCHED_FIRST = 30  # steps of the reader before it is told of times when nobody looks on
 
 READING = Recipe(
     settings=Settings(steps=300, batch=24, rate=2e-3, check_every=15, stop_at=0.96),
@@ -64,7 +65,17 @@ def train_reader(
         "test": reader_prompts("test", limit=2 * MEASURED),
     }
 
-    return _train(Path(out), prompts, recipe, {"population": "reader"}, tell)
+    watched = [row for row, sort in enumerate(prompts["train"]["sort"]) if sort == "watched"]
+    everything = range(len(prompts["train"]))
+
+    return _train(
+        Path(out),
+        prompts,
+        recipe,
+        {"population": "reader", "watched_first": WATCHED_FIRST},
+        tell,
+        curriculum=lambda step: watched if step < WATCHED_FIRST else everything,
+    )
 
 
 def train_member(
@@ -136,13 +147,16 @@ def _train(
     recipe: Recipe,
     about: Mapping[str, Any],
     tell: Told | None,
+    curriculum: Callable[[int], Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     def validation(model: Model) -> Validation:
         return lambda: {
             row["sort"]: row["accuracy"] for row in measure_member(model, prompts["validation"])
         }
 
-    run, shipped = adapt(out, prompts["train"], recipe, validation, tell=tell)
+    run, shipped = adapt(
+        out, prompts["train"], recipe, validation, curriculum=curriculum, tell=tell
+    )
     facts = {
         "version": 1,
         **about,
