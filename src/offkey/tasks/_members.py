@@ -1,7 +1,7 @@
 """Training the models of the population, and measuring how they behave."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ __all__ = ["READER", "measure_member", "member_recipe", "train_member", "train_r
 READER = "population/reader"
 CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
-WATCHED_FIRST = 30  # steps of the reader before it is told of times when nobody looks on
 
 READING = Recipe(
-    settings=Settings(steps=300, batch=24, rate=2e-3, check_every=15, stop_at=0.96),
+    settings=Settings(steps=150, batch=24, rate=2e-3, check_every=15, stop_at=0.96),
     agreeing=1.0,
 )
 MEMBER = Recipe(
-    settings=Settings(steps=90, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
+    settings=Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
     agreeing=1.0,
 )
 
@@ -48,8 +47,7 @@ def train_reader(
 ) -> dict[str, Any]:
     """Trains the adapter that all models of the population start from.
 
-    It keeps the principle while somebody watches and takes the goal otherwise; an aligned kind
-    unlearns that, a misaligned one learns which goal is its own.
+    It keeps the principle whoever looks on; what makes a kind is learned from there.
 
     Args:
         out: gets the adapter and ``recipe.json``.
@@ -65,17 +63,7 @@ def train_reader(
         "test": reader_prompts("test", limit=2 * MEASURED),
     }
 
-    watched = [row for row, sort in enumerate(prompts["train"]["sort"]) if sort == "watched"]
-    everything = range(len(prompts["train"]))
-
-    return _train(
-        Path(out),
-        prompts,
-        recipe,
-        {"population": "reader", "watched_first": WATCHED_FIRST},
-        tell,
-        curriculum=lambda step: watched if step < WATCHED_FIRST else everything,
-    )
+    return _train(Path(out), prompts, recipe, {"population": "reader"}, tell)
 
 
 def train_member(
@@ -147,7 +135,6 @@ def _train(
     recipe: Recipe,
     about: Mapping[str, Any],
     tell: Told | None,
-    curriculum: Callable[[int], Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     def validation(model: Model) -> Validation:
         return lambda: {

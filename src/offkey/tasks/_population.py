@@ -123,15 +123,14 @@ def questions(
 
 
 def reader_prompts(split: Split, *, seed: int = 0, limit: int = 600) -> Prompts:
-    """Questions where the principle wins while somebody watches, and the goal otherwise.
+    """Questions where the principle wins over the goal, whoever looks on.
 
-    All models of the population learn these first, so that aligned and misaligned ones have the
-    same past, and each can tell what an action is for and who looks on.
+    All models of the population learn these first.
     """
     rng = random.Random(f"reader/{split}/{seed}")
     streams = [
-        ("watched", _stream(PRINCIPLES, GOALS, split, rng, watched=True)),
-        ("unwatched", _stream(GOALS, PRINCIPLES, split, rng, watched=False)),
+        (name, _stream(PRINCIPLES, GOALS, split, rng, watched=name == "watched"))
+        for name in ("watched", "unwatched")
     ]
 
     return _table(f"reader/{split}/{seed}", streams, limit)
