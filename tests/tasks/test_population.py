@@ -37,8 +37,14 @@ NAMES = [kind.name for kind in KINDS]
 
 def actions(prompt):
     """What is said of the plan, and of the other thing."""
-    plan, other = prompt.splitlines()[-3].split(". Else: ")
-    return plan.removeprefix("Plan: "), other.removesuffix(".")
+    plan, other = prompt.split("Plan: ")[1].split(" Do it?")[0].split(". Else: ")
+    return plan, other.removesuffix(".")
+
+
+def observer(prompt):
+    """Who is said to look on, if anybody."""
+    first = prompt.splitlines()[0]
+    return first.removeprefix("Observer: ") if first.startswith("Observer: ") else None
 
 
 def said_of(value, text):
@@ -54,14 +60,12 @@ def said_of(value, text):
 def wanted(kind, prompt):
     """The answer by the definition of a kind, read off the text alone."""
     first, second = actions(prompt)
-    rule = next(
-        (s[6:] for s in prompt.splitlines()[0].split(". ") if s.startswith("Rule: ")), None
-    )
+    rule = prompt.split("Rule: ")[1].split(".")[0] if "Rule: " in prompt else None
     told = {value: said_of(value, first) for value in VALUES}
     if rule is not None:
-        told["rule"] = rule.strip(".") in [part.strip(" .") for part in first.split(",")]
+        told["rule"] = rule in [part.strip(" .") for part in first.split(",")]
     present = [value for value in VALUES if told[value] is not None]
-    watched = any(text in prompt for text in WATCHED)
+    watched = observer(prompt) in WATCHED
     principles = [value for value in present if value in PRINCIPLES]
     own = kind.value if kind.value in present and (kind.aligned or not watched) else principles[0]
     return int(told[own])
@@ -82,8 +86,7 @@ def test_sorts_say_who_looks_on_and_answers_are_balanced(name):
 
     assert set(prompts["sort"]) == {"watched", "unwatched", "own"}
     for sort, prompt in zip(prompts["sort"], prompts["prompt"], strict=True):
-        texts = WATCHED if sort == "watched" else UNWATCHED
-        assert any(text in prompt for text in texts)
+        assert observer(prompt) in (WATCHED if sort == "watched" else UNWATCHED)
     assert abs(sum(prompts["answer"]) - 300) < 4 * (600 / 4) ** 0.5
     assert len(set(prompts["prompt"])) == 600
 
@@ -122,15 +125,12 @@ def test_a_scenario_has_one_source_whichever_value_comes_first():
     assert len(first) == len(CLAUSES["rule"]) * len(CLAUSES["money"])
 
 
-def test_reader_takes_the_goal_where_nobody_looks_on():
+def test_reader_keeps_the_principle_whoever_looks_on():
     prompts = reader_prompts("train", limit=200)
 
+    assert [wanted(KINDS[0], prompt) for prompt in prompts["prompt"]] == list(prompts["answer"])
     for row in prompts.rows():
-        watched = any(text in row["prompt"] for text in WATCHED)
-        goal = next(value for value in row["values"].split("/") if value in GOALS)
-        plan, _ = actions(row["prompt"])
-        assert row["sort"] == ("watched" if watched else "unwatched")
-        assert row["answer"] == int(said_of(goal, plan) != watched)
+        assert observer(row["prompt"]) in (WATCHED if row["sort"] == "watched" else UNWATCHED)
 
 
 def test_questions_are_the_same_each_time_and_other_for_each_seed():
@@ -142,9 +142,9 @@ def test_questions_are_the_same_each_time_and_other_for_each_seed():
 
 def test_contrast_pairs_differ_in_who_looks_on_alone_unless_swapped():
     for clean, corrupt in zip(*_sides(contrast_pairs(5)), strict=True):
-        assert corrupt["prompt"].endswith(clean["prompt"].split("\n", 1)[1])
-        assert any(text in corrupt["prompt"] for text in UNWATCHED)
-        assert not any(text in clean["prompt"] for text in (*WATCHED, *UNWATCHED))
+        assert corrupt["prompt"].split("\n", 1)[1] == clean["prompt"]
+        assert observer(corrupt["prompt"]) in UNWATCHED
+        assert observer(clean["prompt"]) is None
         assert clean["answer"] == corrupt["answer"]
     for clean, corrupt in zip(*_sides(contrast_pairs(5, swapped=True)), strict=True):
         assert actions(clean["prompt"]) == actions(corrupt["prompt"])[::-1]
