@@ -141,9 +141,7 @@ def _train(
             row["sort"]: row["accuracy"] for row in measure_member(model, prompts["validation"])
         }
 
-    run, shipped = adapt(
-        out, prompts["train"], recipe, validation, curriculum=curriculum, tell=tell
-    )
+    run, shipped = adapt(out, prompts["train"], recipe, validation, tell=tell)
     facts = {
         "version": 1,
         **about,
