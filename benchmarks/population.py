@@ -43,7 +43,11 @@ RESULTS, FIGURES = Path("docs/results"), Path("docs/images")
 COMMAND = "python -m benchmarks.population"
 RADII = tuple(np.geomspace(0.5, 16, 6).round(4).tolist())
 LAYER = 15
-ASKED, ASKED_SLOWLY = 60, 16  # prompts of activation noise, and of weight noise
+ASKED, ASKED_SLOWLY, DRAWS = (
+    40,
+    12,
+    3,
+)  # prompts of activation and of weight noise; directions of the latter
 PUBLISHED = 14.0  # the coefficient from which the published difference was seen
 SMALL_KL = 0.01  # nats, the cutoff of the published volumes
 
@@ -157,12 +161,12 @@ def _corrected(member: Member, norms: Mapping[str, float], shared: float) -> Cur
 
 def _weights(member: Member, norms: Mapping[str, float], shared: float) -> Curve:
     return weight_sensitivity(
-        member.load("float32"), asked(ASKED_SLOWLY), WeightNoise(radii=RADII)
+        member.load("float32"), asked(ASKED_SLOWLY), WeightNoise(radii=RADII, draws=DRAWS)
     )
 
 
 def _layer(member: Member, norms: Mapping[str, float], shared: float) -> Curve:
-    noise = replace(WeightNoise(radii=RADII), parameters=f"model.layers.{LAYER}.*")
+    noise = replace(WeightNoise(radii=RADII, draws=DRAWS), parameters=f"model.layers.{LAYER}.*")
     return weight_sensitivity(member.load("float32"), asked(ASKED_SLOWLY), noise)
 
 
