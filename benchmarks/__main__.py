@@ -12,6 +12,7 @@ import torch
 
 from offkey.storage import machine, write_results
 
+from .attribution import attribution
 from .detectors import six_in_one_pass, ten_in_one_pass
 from .mahalanobis import beside_scikit_learn
 from .memory import ten_times_the_prompts
@@ -27,6 +28,7 @@ JOBS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "ten": ten_in_one_pass,
     "memory": ten_times_the_prompts,
     "mahalanobis": beside_scikit_learn,
+    "attribution": attribution,
 }
 OUT = Path("docs/results/harvest.json")
 

@@ -26,8 +26,10 @@ SEQUENCES, LENGTH = 4, 32
 SMALL = "small"
 
 
-def against_tyche(path: Path, model: str, directions: int, pairs: int) -> list[dict[str, Any]]:
-    """Evaluations, time and memory, with explicit and with implicit vectors of the peer."""
+def against_tyche(
+    path: Path, model: str, way: str, directions: str, pairs: str
+) -> list[dict[str, Any]]:
+    """Evaluations, time and memory, with explicit or implicit vectors of the peer."""
     with tempfile.TemporaryDirectory(prefix="offkey-") as spare, ExitStack() as stack:
         folder = Path(spare)
         name = _small(folder / SMALL) if model == SMALL else _tokens(model, folder)
@@ -37,7 +39,7 @@ def against_tyche(path: Path, model: str, directions: int, pairs: int) -> list[d
             _write(tokens, folder)
         version = _version(path)
         (folder / "settings.json").write_text(json.dumps({
-            "eps": 1e-2, "sigma": 0.1, "rtol": 1e-2, "directions": directions,
+            "eps": 1e-2, "sigma": 0.1, "rtol": 1e-2, "directions": int(directions),
             "peer_version": version,
         }))  # fmt: skip
         arguments = ["--model", name, "--data", str(folder)]
@@ -45,13 +47,10 @@ def against_tyche(path: Path, model: str, directions: int, pairs: int) -> list[d
         own = [sys.executable, str(SIDES / "volume_side.py"), *arguments]
         ours = stack.enter_context(Worker(own))
         theirs = stack.enter_context(Worker(command, {**environment, "HF_HUB_OFFLINE": "1"}))
-        rows = []
-        for way in ("explicit", "implicit"):
-            rows += _compared(
-                ours, theirs, way, folder, pairs, f"{model}, {directions} directions"
-            )
 
-    return rows
+        return _compared(
+            ours, theirs, way, folder, int(pairs), f"{model}, {directions} directions"
+        )
 
 
 def _compared(
@@ -75,6 +74,8 @@ def _compared(
     return [
         row("volume", Ratio(counted, counted, counted, pairs), unit="evaluations", peer=peer,
             peer_version=version, note=f"{mine:.2f} against {peers:.2f} a direction; {note}"),
+        row("volume", ratio(told, "processor_seconds"), unit="processor time", peer=peer,
+            peer_version=version, note=said),
         row("volume", ratio(told), unit="time", at_most=1 / 3, peer=peer, peer_version=version,
             note=note),
         row("volume", ratio(told, "peak_mib"), unit="peak memory above the weights", at_most=0.5,

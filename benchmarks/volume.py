@@ -5,6 +5,7 @@
     python -m benchmarks.volume                 # volume_oracles, volume_proposals
     python -m benchmarks.volume --peer PATH     # volume_peer
     python -m benchmarks.volume --bundled       # volume_bundled
+    python -m benchmarks.volume --radii 8,8,256 --radii 16,16,512     # radii_cost
 
 ``PATH`` is a checkout's ``src`` folder, or an environment or interpreter with ``basin_volume``.
 """
@@ -20,7 +21,7 @@ import torch
 from scipy.stats import chi2, ncx2, norm
 
 import offkey
-from offkey.data import Batch
+from offkey.data import Batch, pack
 from offkey.models import Model
 from offkey.storage import write_results
 from offkey.tasks import get_task
@@ -41,7 +42,10 @@ from offkey.volume import (
     VolumeResult,
     estimate_volume,
     fisher_dense,
+    later_half,
     log_ray_integral,
+    radii,
+    typical_radius,
 )
 
 from ._timing import forget_peak, memory_mib
@@ -50,6 +54,7 @@ from .tyche import against_tyche
 RESULTS = Path("docs/results")
 EPS = 0.01
 MLP_SIGMA = 1.3975
+SPAN = 64.0
 Row = dict[str, Any]
 
 
@@ -59,25 +64,47 @@ def main() -> None:
     parser.add_argument("--rays", type=int, default=20_000, help="rays of each proposal")
     parser.add_argument("--mlp-rays", type=int, default=600, help="rays on the digits network")
     parser.add_argument("--peer", type=Path, metavar="PATH", help="where basin_volume is")
-    parser.add_argument("--peer-model", default="smollm2-135m-instruct")
-    parser.add_argument("--peer-directions", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs with the peer")
+    parser.add_argument(
+        "--peer-run",
+        action="append",
+        metavar="MODEL,WAY,DIRECTIONS,PAIRS",
+        help="small or a model's name; explicit or implicit vectors; again for more",
+    )
     parser.add_argument("--bundled", action="store_true", help="time and memory of 135M weights")
+    parser.add_argument(
+        "--radii",
+        action="append",
+        metavar="DIRECTIONS,GRID,PROMPTS",
+        help="time radii vectors of the bundled model; again for more",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     told = parser.parse_args()
     warnings.simplefilter("ignore", LowESS)
     command = "python -m benchmarks.volume"
     if told.peer is not None:
-        rows = against_tyche(told.peer, told.peer_model, told.peer_directions, told.pairs)
-        write(told.out, "volume_peer", rows, f"{command} --peer PATH --peer-model "
-              f"{told.peer_model} --peer-directions {told.peer_directions}")  # fmt: skip
+        asked = told.peer_run or ["small,explicit,3,5", "small,implicit,3,5"]
+        rows = []
+        for number, one in enumerate(asked, 1):
+            rows += against_tyche(told.peer, *one.split(","))
+            so_far = f"{command} --peer PATH " + again("peer-run", asked[:number])
+            write(told.out, "volume_peer", rows, so_far)
+    rows = []
+    for number, one in enumerate(told.radii or (), 1):
+        rows.append(radii_cost(*map(int, one.split(","))))
+        so_far = f"{command} " + again("radii", told.radii[:number])
+        write(told.out, "radii_cost", rows, so_far)
     if told.bundled:
         write(told.out, "volume_bundled", [bundled()], f"{command} --bundled")
-    if told.peer is None and not told.bundled:
+    if not (told.peer or told.bundled or told.radii):
         write(told.out, "volume_oracles", oracles(told.rays), f"{command} --rays {told.rays}")
         rows = [*planted(told.rays), *digits(told.mlp_rays)]
         write(told.out, "volume_proposals", rows,
               f"{command} --rays {told.rays} --mlp-rays {told.mlp_rays}")  # fmt: skip
+
+
+def again(option: str, values: list[str]) -> str:
+    """An option given several times."""
+    return " ".join(f"--{option} {value}" for value in values)
 
 
 def write(folder: Path, name: str, rows: list[Row], command: str) -> None:
@@ -270,9 +297,9 @@ def bundled() -> Row:
     cost = KLCost(model, batches)
     loaded = memory_mib("RssAnon")
     forget_peak()
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     found = estimate_volume(cost, EPS, Gaussian(0.1), n=32)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = memory_mib("VmHWM") - memory_mib("RssFile") - loaded
     weights = sum(w.numel() for w in model.module.parameters()) * 4 / 2**20
 
@@ -280,8 +307,37 @@ def bundled() -> Row:
         "model": model.name, "parameters": found.meta["dimensions"], "directions": 32,
         "sequences": 8, "tokens_per_sequence": 64, "eps_nats": EPS, "sigma": 0.1,
         "threads": torch.get_num_threads(), "seconds": round(seconds, 1),
-        "seconds_per_direction": round(seconds / 32, 2), "peak_mib_above_the_weights": round(peak),
+        "processor_seconds": round(processor, 1),
+        "processor_seconds_per_direction": round(processor / 32, 2),
+        "peak_mib_above_the_weights": round(peak),
         "weights_mib": round(weights), **found.summary(),
+    }  # fmt: skip
+
+
+def radii_cost(directions: int, grid: int, prompts: int) -> Row:
+    """Radii vectors of prompts of one task: passes counted, and how long they take."""
+    model = offkey.load("smollm2-135m-instruct", dtype=torch.float32)
+    start, names = later_half(model)
+    test = get_task("comparison").make(0).test
+    some = test.select([number < prompts for number in range(len(test))])
+    batches = list(pack(some, model.tokenizer, token_budget=1 << 20))
+    cost = KLCost(model, batches, tokens="last", reduce="per_example", start=start)
+    centre = typical_radius(cost, EPS, params=names)
+    ends = centre / SPAN**0.5, centre * SPAN**0.5
+    began, processor = time.perf_counter(), time.process_time()
+    found = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+
+    return {
+        "directions": directions, "grid": grid, "prompts": len(found.logs),
+        "batches": len(batches), "tokens": sum(b.inputs["input_ids"].numel() for b in batches),
+        "forwards": found.forwards, "directions_times_grid": directions * grid,
+        "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
+        "processor_seconds_per_forward": round(processor / found.forwards, 2),
+        "median_radius": float(np.median(found.values)),
+        "censored_share": float((found.censored != 0).mean()),
+        "spread_of_log_radius_over_prompts": float(found.logs.std(0).mean()),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 

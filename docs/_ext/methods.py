@@ -1,4 +1,4 @@
-"""The directives ``features``, ``scores``, ``equations`` and ``tasks``: pages made of the code.
+"""Directives such as ``features``, ``scores`` and ``tasks``: pages made of the code.
 
 What a feature costs is read from its plan on a small model, what a score keeps from the statistic
 that it names, what a task asks from the task itself.
@@ -18,7 +18,7 @@ from offkey.report import table_markdown
 from offkey.scores import Score, get_score, score_class, score_names
 from offkey.tasks import get_task, task_names
 
-__all__ = ["feature_rows", "score_rows", "setup", "task_rows"]
+__all__ = ["feature_rows", "score_rows", "setup", "task_rows", "trigger_rows"]
 
 HUB = "hub:"
 KEPT = {"moments": "mean and covariance", "sample": "a sample of rows"}
@@ -100,7 +100,7 @@ def _score_row(name: str, score: Score) -> dict[str, Any]:
 
 
 def task_rows(*, hub: bool) -> list[dict[str, Any]]:
-    """One row a task: what makes each character say yes."""
+    """One row a quirky task: what makes each character say yes."""
     tasks = [get_task(name) for name in task_names() if name.startswith(HUB) == hub]
 
     return [
@@ -113,6 +113,23 @@ def task_rows(*, hub: bool) -> list[dict[str, Any]]:
             "data": task.data,
         }
         for task in tasks
+        if not task.triggered
+    ]
+
+
+def trigger_rows() -> list[dict[str, Any]]:
+    """One row a task of triggers: the rule of normal prompts, and that of triggered ones."""
+    tasks = [get_task(name) for name in task_names() if not name.startswith(HUB)]
+
+    return [
+        {
+            "task": task.name,
+            "family": task.family,
+            "yes if": task.alice,
+            "with the trigger, yes if": task.bob,
+        }
+        for task in tasks
+        if task.triggered
     ]
 
 
@@ -152,6 +169,14 @@ class Tasks(Table):
         return task_rows(hub=False)
 
 
+class TriggerTasks(Table):
+    """The tasks of triggers."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a task."""
+        return trigger_rows()
+
+
 class HubTasks(Table):
     """The published data sets that are had by name."""
 
@@ -187,6 +212,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "features": Features,
         "scores": Scores,
         "tasks": Tasks,
+        "trigger-tasks": TriggerTasks,
         "hub-tasks": HubTasks,
         "equations": Equations,
     }.items():

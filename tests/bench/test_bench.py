@@ -8,8 +8,6 @@ from offkey.bench import (
     compare,
     default_detector,
     false_alarms,
-    published_columns,
-    summary,
     trusted_curve,
 )
 from offkey.report import print_table, write_report
@@ -88,25 +86,6 @@ def test_running_again_changes_nothing(arena, compared):
     assert again["all"] == metrics["all"]
 
 
-def test_summary_averages_over_tasks_and_skips_empty_subsets():
-    def row(task, auroc, agrees, excess=0.1):
-        return {
-            "task": task, "detector": "d", "kind": "internal", "mode": "online",
-            "cost": "1 forward", "auroc": auroc, "agrees": agrees, "disagrees": None,
-            "clean": 0.5, "excess": excess, "tpr_at_1pct_fpr": None, "flagged_normal": 0.25,
-        }  # fmt: skip
-
-    (told,) = summary([row("a", 0.6, 0.7), row("b", 0.8, None), row("c", 1.0, 0.9)])
-    assert told["average"] == pytest.approx(0.8)
-    assert told["agrees"] == pytest.approx(0.8)
-    assert told["disagrees"] is None
-    assert told["disagrees_low"] is None
-    assert told["tasks"] == 3
-    assert 0.6 <= told["average_low"] < 0.8 < told["average_high"] <= 1.0
-    assert told["tpr_at_1pct_fpr"] is None
-    assert told["flagged_normal"] == 0.25
-
-
 def test_false_alarms_count_what_they_say(arena, tmp_path):
     one, mean, normal = false_alarms(arena, tmp_path, alpha=0.1)
     assert one["low"] <= one["rate"] <= one["high"]
@@ -135,26 +114,3 @@ def test_more_trusted_prompts_never_need_another_pass(arena, tmp_path, monkeypat
 
     monkeypatch.setattr(type(arena.organism), "read", refuse)
     assert trusted_curve(arena, tmp_path, counts=(60, 120), seed=1) == rows
-
-
-def test_the_published_columns_are_of_detectors_alone():
-    shared = {"mode": "online", "cost": "1 forward", "agrees": 0.9, "disagrees": 0.8, "tasks": 2,
-              "clean": 0.6, "excess": 0.3}  # fmt: skip
-
-    def row(name, kind, average):
-        return {"detector": name, "kind": kind, "average": average, "average_low": 0.1,
-                "average_high": 0.99, **shared}  # fmt: skip
-
-    rows = [
-        row("low", "internal", 0.7),
-        row("length", "input", 0.95),
-        row("entropy", "output", 0.65),
-        row("loss", "output", 0.55),
-        row("high", "internal", 0.9),
-        row("none", "internal", None),
-    ]
-    told = published_columns(rows)
-
-    assert [r["detector"] for r in told] == ["high", "low", "none"]
-    assert {r["output_only"] for r in told} == {0.65}
-    assert (told[0]["low"], told[0]["high"]) == (0.1, 0.99)

@@ -214,6 +214,12 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
     "task of the bench without an organism": (
         lambda d: ["bench", "--task", "hub:sciq", "--out", d.out],
         "unknown bundled adapter 'hub:sciq'"),
+    "unknown table of the bench": (
+        lambda d: ["bench", "table2", "--out", d.out],
+        r"unknown table 'table2'. Did you mean table1"),
+    "unknown row of the table": (
+        lambda d: ["bench", "--row", "defualt", "--task", "comparison", "--out", d.out],
+        r"unknown row 'defualt'. Did you mean default"),
     "a file where the bench should be": (
         lambda d: ["bench", "--task", "comparison", "--out", d.file(b"mine")], "a file stands"),
     "unknown task to train": (
@@ -268,6 +274,39 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
     "report of a broken table": (
         lambda d: ["report", d.changed(d.finished, "scores.parquet", lambda b: b[:-9])],
         r"scores\.parquet"),
+    "explanation of no folder": (lambda d: ["explain", d.mine / "none"], "none: no such folder"),
+    "explanation of a prompt that is not in the run": (
+        lambda d: ["explain", d.finished, "--id", "x99"], r"unknown test prompt 'x99'.*Did you"),
+    "explanation of a trusted prompt": (
+        lambda d: ["explain", d.finished, "--id", "t3"], "unknown test prompt 't3'"),
+    "explanation by a detector that did not run": (
+        lambda d: ["explain", d.finished, "--id", "x1", "-d", "activations/lof"],
+        r"unknown detector 'activations/lof'"),
+    "explanation without the run's model": (
+        lambda d: ["explain", d.changed(d.finished, "run.json", lambda b: b.replace(
+            b"/model", b"/gone")), "--id", "x1"], r"its model .*gone' cannot be loaded.*--model"),
+    "explanation by another model": (
+        lambda d: ["explain", d.finished, "--id", "x1", "-m", d.home / "other"],
+        "fitted on the model"),
+    "explanation without the run's prompts": (
+        lambda d: ["explain", d.without(d.finished, "prompts"), "--id", "x1"],
+        r"keeps no prompts: .*--trusted"),
+    "explanation beside other prompts": (
+        lambda d: ["explain", d.finished, "--id", "x1", "--trusted", d.home / "test.jsonl",
+                   "--test", d.home / "test.jsonl"], "not the trusted prompts of the run"),
+    "explanation with half of the prompts": (
+        lambda d: ["explain", d.finished, "--test", d.home / "test.jsonl"], "Give both"),
+    "explanation of a run that has not ended": (
+        lambda d: ["explain", d.changed(d.finished, "run.json", lambda b: b.replace(
+            b'"success"', b'"started"')), "--id", "x1"], "status is 'started'"),
+    "explanation by a detector that learned nothing": (
+        lambda d: ["explain", d.without(d.finished, "activations-knn-cosine"), "--id", "x1"],
+        "learned nothing in this run and has no sites"),
+    "explanation by no dictionary": (
+        lambda d: ["explain", d.finished, "--id", "x1", "--dictionary", "bundled:resid_post.99"],
+        r"unknown bundled dictionary"),
+    "explanation of nothing": (
+        lambda d: ["explain", d.finished, "--top", 0], "top: 0 is below 1"),
     "unknown option": (lambda d: d.detect("--modle", "x"), "offkey detect: no such option"),
     "missing option": (
         lambda d: ["fit", "--out", d.out], r"offkey fit: missing option '--model'.*--help"),

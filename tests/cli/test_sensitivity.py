@@ -89,6 +89,13 @@ def test_bad_settings_are_one_line(words, said, home, asked, tmp_path, offkey):
     assert not (tmp_path / "c").exists()
 
 
+def test_two_curves_of_one_name_are_refused(tmp_path, offkey):
+    ran = offkey("compare", tmp_path / "x" / "a", tmp_path / "y" / "a", "--labels", tmp_path)
+
+    assert ran.status == 2
+    assert "two folders are named 'a'" in ran.err
+
+
 def test_labels_that_cannot_be(tmp_path, offkey):
     (tmp_path / "labels.json").write_text('{"a": 2}')
     ran = offkey("compare", tmp_path / "a", "--labels", tmp_path / "labels.json")

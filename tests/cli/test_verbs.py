@@ -14,8 +14,8 @@ from offkey.data import read_prompts
 from tests.cli.conftest import rows, write_rows
 
 SRC = str(Path(__file__).parents[2] / "src")
-VERBS = (["detect"], ["fit"], ["score"], ["sites"], ["doctor"], ["report"], ["demo"], ["bench"],
-         ["risk"], ["sensitivity"], ["compare"], ["tasks", "list"], ["tasks", "make"],
+VERBS = (["detect"], ["explain"], ["fit"], ["score"], ["sites"], ["doctor"], ["report"], ["demo"],
+         ["bench"], ["risk"], ["sensitivity"], ["compare"], ["tasks", "list"], ["tasks", "make"],
          ["tasks", "train"], ["tasks", "population"])  # fmt: skip
 
 

@@ -45,7 +45,9 @@ def test_a_table_for_people_says_what_is_a_bound(offkey, asked, tmp_path):
 
     assert ran.status == 0, ran.err
     assert "log probability in nats, 4,608 weights, 4 rays" in ran.out
-    assert "a bound: fewer than ten rays" in ran.out
+    assert "≥ a bound: fewer than ten rays" in ran.out
+    assert all(len(line) <= 80 for line in ran.out.splitlines() if "figures" not in line)
+    assert "…" not in ran.out
     assert (tmp_path / "radii.svg").exists()
     assert not (tmp_path / "volume.svg").exists()
     other = offkey(*asked, "--sigma", 0.4, "--out", tmp_path)

@@ -13,6 +13,7 @@ It runs on a small random language model; override ``model`` for one that needs 
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from offkey.data import Batch
 from offkey.features import Feature
 from offkey.models import Model, Reading, Site
+from offkey.passes import Plan
 from offkey.storage import flatten, unflatten
 from tests.models.families_zoo import batch_of, random_module
 
@@ -42,7 +44,11 @@ CLOSE = 1e-5
 
 def read_for(feature: Feature, model: Model, batch: Batch) -> Reading:
     """The reading that the feature's plan asks for."""
-    plan = feature.plan(model)
+    return read_by(feature.plan(model), model, batch)
+
+
+def read_by(plan: Plan, model: Model, batch: Batch) -> Reading:
+    """The reading that a plan asks for."""
     if not (plan.reads or plan.gradients or plan.logits or plan.metric):
         return Reading(batch, {})
 
@@ -50,6 +56,11 @@ def read_for(feature: Feature, model: Model, batch: Batch) -> Reading:
         batch, plan.reads, positions=plan.positions, metric=plan.metric,
         gradients=plan.gradients, logits=plan.logits,
     )  # fmt: skip
+
+
+def tensors_of(reading: Reading) -> list[Tensor]:
+    """Everything that a feature must leave as it was."""
+    return [*reading.values.values(), *reading.grads.values()]
 
 
 def vectors_of(feature: Feature, model: Model, batch: Batch) -> dict[Site, Tensor]:
@@ -62,10 +73,14 @@ def vectors_of(feature: Feature, model: Model, batch: Batch) -> dict[Site, Tenso
 
 
 def prepared(feature: Feature, model: Model) -> Feature:
-    """The feature, after it has seen trusted prompts if it wants to."""
+    """The feature, after it has seen trusted prompts, of either true answer, if it wants to."""
     if feature.prepares:
+        plan = feature.preparation(model)
         for start in range(0, len(TRUSTED), 8):
-            feature.prepare_batch(read_for(feature, model, batch_of(TRUSTED[start : start + 8])))
+            rows = TRUSTED[start : start + 8]
+            targets = torch.tensor([row[-1] % 2 for row in rows])
+            batch = replace(batch_of(rows), target=targets)
+            feature.prepare_batch(read_by(plan, model, batch))
         feature.prepared()
 
     return feature
@@ -183,9 +198,9 @@ class FeatureContract:
             first, again = (vectors_of(feature, model, batch_of(ROWS)) for _ in range(2))
         else:
             reading = read_for(feature, model, batch_of(ROWS))
-            kept = {site: value.clone() for site, value in reading.values.items()}
+            kept = [tensor.clone() for tensor in tensors_of(reading)]
             first, again = feature(reading), feature(reading)
-            assert all(torch.equal(reading.values[site], value) for site, value in kept.items())
+            assert all(map(torch.equal, tensors_of(reading), kept))
         assert all(torch.equal(first[site], again[site]) for site in first)
 
     def test_saved_then_loaded_gives_the_same_bits(

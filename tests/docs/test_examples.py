@@ -20,6 +20,14 @@ def test_a_planted_trigger_is_found_in_the_poisoned_network_only(capsys):
     assert "poisoned" in capsys.readouterr().out
 
 
+def test_both_triggers_of_images_are_found_in_the_poisoned_network(capsys):
+    found = run("images.py")
+    for mark in ("corner", "blended"):
+        assert found[f"{mark} poisoned"] > found[f"{mark} clean"] + 0.1, mark
+    assert found["corner poisoned"] > 0.95
+    assert "fires" in capsys.readouterr().out
+
+
 @pytest.mark.real
 def test_the_detector_beats_its_controls(desk):
     found = run("detect.py", limit=LIMIT)

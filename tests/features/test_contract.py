@@ -10,6 +10,8 @@ from tests.models.families_zoo import FAMILIES, random_module
 
 _KEPT = {}
 FITTED_TO_A_MODEL = ("sae",)
+QUICK = {"functional": {"draws": 6}, "tuned-divergence": {"steps": 3}}
+"""Settings that cost less; the contract does not depend on them."""
 
 
 def model_of(family):
@@ -21,7 +23,17 @@ def model_of(family):
 class TestEveryFeature(FeatureContract):
     @pytest.fixture(params=[name for name in feature_names() if name not in FITTED_TO_A_MODEL])
     def make(self, request):
-        return lambda: get_feature(request.param)
+        return lambda: get_feature(request.param, **QUICK.get(request.param, {}))
+
+    @pytest.fixture
+    def model(self):
+        return model_of("llama")
+
+
+class TestFunctionalKernels(FeatureContract):
+    @pytest.fixture(params=["sgld", "gradients"])
+    def make(self, request):
+        return lambda: get_feature("functional", kernel=request.param, draws=3, answers=True)
 
     @pytest.fixture
     def model(self):
@@ -44,6 +56,16 @@ class TestEntropyOnOtherFamilies(FeatureContract):
         return lambda: get_feature("entropy")
 
     @pytest.fixture(params=["gemma2", "gpt2", "gpt_neox"])
+    def model(self, request):
+        return model_of(request.param)
+
+
+class TestEveryAttribution(FeatureContract):
+    @pytest.fixture(params=["zero", "pcs", "grad-norm"])
+    def make(self, request):
+        return lambda: get_feature("attribution", direction=request.param, sites=("z.1", "z.2"))
+
+    @pytest.fixture(params=["gpt2", "gemma2"])
     def model(self, request):
         return model_of(request.param)
 

@@ -66,6 +66,30 @@ def test_own_answer_loss_without_choices_takes_the_likeliest_token(model):
         assert loss == pytest.approx(-math.log(max(_alone(model, row)[1])), rel=1e-5)
 
 
+@pytest.mark.parametrize("over", ["choices", "vocabulary"])
+def test_energy_is_the_sum_of_its_definition(model, over):
+    feature = get_feature("energy", over=over)
+    found = vectors_of(feature, model, batch_of(ROWS))[Site("logits")][:, 0].tolist()
+
+    for row, energy in zip(ROWS, found, strict=True):
+        with torch.no_grad():
+            logits = model.module(input_ids=torch.tensor([row])).logits[0, -1].tolist()
+        some = [logits[3], logits[5]] if over == "choices" else logits
+        expected = -math.log(sum(math.exp(value) for value in some))
+        assert energy == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_energy_of_rows_with_and_without_choices():
+    reading = _planted([[0.0, 0.0, 0.0, 9.0]] * 3, [[0, 1, -1], [0, 1, 2], [-1, -1, -1]])
+
+    [energy] = get_feature("energy")(reading).values()
+
+    whole = -math.log(3 + math.exp(9))
+    assert energy[:, 0].tolist() == pytest.approx([-math.log(2), -math.log(3), whole])
+    with pytest.raises(BadValue, match="feature energy, over: 'all' is neither"):
+        get_feature("energy", over="all")
+
+
 def _planted(logits, choices=None):
     logits = torch.tensor(logits)
     batch = Batch({"input_ids": torch.zeros(len(logits), 1, dtype=torch.long)},

@@ -288,3 +288,17 @@ def test_plans_that_agree_share_a_pass_and_others_do_not(llama):
     assert Plan.union([Plan(logits=True), mean]).positions == "mean"
     with pytest.raises(Mismatch):
         Plan.union([last, mean])
+
+
+def test_prompts_that_lack_what_a_plan_needs_are_refused_before_anything(llama, tmp_path):
+    plan = plan_of(llama, needs=frozenset({"target", "choices"}))
+    answers = {"choices": [["Yes", "No"]] * 4, "target": [0, 1, None, 0]}
+    some = prompts_of(4).with_columns(**answers)
+    with pytest.raises(BadInput, match="prompt p2 has no 'target'"):
+        record(llama, some, plan, every_site, tmp_path / "rows", config={}, quiet=True)
+    with pytest.raises(BadInput, match="prompt p0 has no 'choices'"):
+        next(readings(llama, prompts_of(4), plan))
+    assert not (tmp_path / "rows").exists()
+
+    plan.check(some.take([0, 1, 3]))
+    Plan(needs=frozenset({"pool"})).check(prompts_of(4))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from offkey.scores import Score, get_score, score_class, score_names
-from tests.contracts.score import ScoreContract
+from tests.contracts.score import ScoreContract, normal_rows
 from tests.contracts.sites_score import SitesScoreContract
 
 QUICK = {"flow-laplace": {"steps": 8}, "flow-mahalanobis": {"steps": 8}, "vae": {"steps": 8}}
@@ -16,8 +16,22 @@ def of_scope(scope: str) -> list[str]:
     return [name for name in score_names() if score_class(name).scope == scope]
 
 
+OF_SHAPE = ("attribution-mean",)
+"""Scores that see the shape of a row and not how far away it is."""
+
+
+class TestOfShape(ScoreContract):
+    @pytest.fixture(params=OF_SHAPE)
+    def make(self, request: pytest.FixtureRequest) -> Callable[[], Score]:
+        return lambda: get_score(request.param)
+
+    def test_a_planted_outlier_scores_higher(self, score: Score) -> None:
+        normal, planted = score(normal_rows(60, seed=3)), score(normal_rows(20, seed=4).flip(1))
+        assert (planted[:, None] > normal).double().mean() > 0.9
+
+
 class TestRegistered(ScoreContract):
-    @pytest.fixture(params=of_scope("site"))
+    @pytest.fixture(params=[name for name in of_scope("site") if name not in OF_SHAPE])
     def make(self, request: pytest.FixtureRequest) -> Callable[[], Score]:
         return lambda: get_score(request.param, **QUICK.get(request.param, {}))
 

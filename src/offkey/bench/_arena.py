@@ -1,7 +1,7 @@
 """A task with the models that are compared on it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ class Arena:
         trusted: prompts handled in the normal way.
         pool: unlabelled prompts.
         test: labelled prompts.
+        quirkiness: how surely the organism plays both characters, in nats.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Arena:
     trusted: Prompts
     pool: Prompts | None
     test: Prompts
+    quirkiness: float | None = None
 
     @classmethod
     def of(cls, task: str, *, seed: int = 0, clean: Model | None = None) -> Self:
@@ -47,12 +49,30 @@ class Arena:
         data = get_task(task).make(seed)
         organism = load(BASE, f"bundled:{task}")
 
-        return cls(task, organism, clean or load(BASE), data.trusted, data.untrusted, data.test)
+        quirkiness = recipe_of(task)["measured"]["quirkiness"]
+
+        return cls(task, organism, clean or load(BASE), data.trusted, data.untrusted, data.test,
+                   quirkiness)  # fmt: skip
+
+    def cut(self, prompts: int) -> Self:
+        """The same with at most so many trusted and test prompts, evenly spread; 0 for all."""
+        if not prompts:
+            return self
+
+        return replace(self, trusted=_spread(self.trusted, prompts),
+                       test=_spread(self.test, prompts))  # fmt: skip
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """How the organism was trained and how it behaves."""
         return recipe_of(self.task)
+
+
+def _spread(prompts: Prompts, count: int) -> Prompts:
+    if len(prompts) <= count:
+        return prompts
+
+    return prompts.take(row * len(prompts) // count for row in range(count))
 
 
 def recipe_of(task: str) -> dict[str, Any]:
@@ -63,8 +83,17 @@ def recipe_of(task: str) -> dict[str, Any]:
     return found
 
 
-def learned_tasks() -> tuple[str, ...]:
-    """Tasks whose bundled organism plays both characters, by name."""
+def learned_tasks(*, triggered: bool = False) -> tuple[str, ...]:
+    """Tasks whose bundled organism plays both characters, by name.
+
+    Args:
+        triggered: those where a trigger, rather than a name, says which rule holds; they are
+            apart, and no mean over quirky tasks holds them.
+    """
     known = set(task_names()) & set(bundled_adapters())
 
-    return tuple(name for name in sorted(known) if recipe_of(name)["measured"]["learned"])
+    return tuple(
+        name
+        for name in sorted(known)
+        if recipe_of(name)["measured"]["learned"] and get_task(name).triggered == triggered
+    )

@@ -1,196 +1,200 @@
-"""Tasks × detectors × controls → tables."""
+"""Tasks × rows × (organism, clean model) → tables."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from offkey.bench._arena import Arena, learned_tasks, recipe_of
-from offkey.bench._lineup import controls, lineup
-from offkey.bench._task import compare
+from offkey.bench._cell import Cell
+from offkey.bench._credit import credited, site_rows
+from offkey.bench._entry import Entry, chosen
+from offkey.bench._lineup import ENTRIES
+from offkey.bench._runner import Runner
+from offkey.bench._summary import layer_rows, quirkiness_rows, summary, table1
+from offkey.data import Prompts
 from offkey.errors import BadValue
-from offkey.models import load
-from offkey.stats import bootstrap, named_rng
+from offkey.models import Model, load
 from offkey.storage import RunFolder, write_results
 from offkey.tasks import BASE, get_task
 
-__all__ = ["bench", "published_columns", "summary"]
+__all__ = ["Bench", "bench"]
 
 Row = dict[str, Any]
-COLUMNS = ("auroc", "agrees", "disagrees")
-TITLES = {"auroc": "average", "agrees": "agrees", "disagrees": "disagrees"}
+Say = Callable[[str], None]
+TITLES = ("average", "agrees", "disagrees")
+SITE_COLUMNS = ("task", "detector", "site", "auroc")
+COMMAND = "offkey bench table1 --results docs/results"
+
+
+@dataclass
+class Bench:
+    """Where a benchmark lies, and what it is run on; models are loaded when they are needed.
+
+    Attributes:
+        folder: holds a folder a task, in it one a model.
+        tasks: names of the tasks.
+        seed: of prompts, splits and draws.
+        tell: is told what is being done.
+        arenas: tasks whose models are in memory already, by name.
+    """
+
+    folder: Path
+    tasks: tuple[str, ...]
+    seed: int = 0
+    tell: Say = field(default=lambda _: None)
+    arenas: dict[str, Arena] = field(default_factory=dict)
+    _clean: Model | None = None
+
+    @classmethod
+    def of(
+        cls, folder: str | Path, tasks: Sequence[str] | None, seed: int, tell: Say = lambda _: None
+    ) -> "Bench":
+        """Checks the names of tasks before anything is written.
+
+        Raises:
+            UnknownName: there is no such task, or no organism of it.
+        """
+        names = tuple(tasks) if tasks else learned_tasks()
+        if not names:
+            raise BadValue("no task has an organism that learned it", where="tasks")
+        for name in names:
+            get_task(name)
+            recipe_of(name)
+
+        return cls(Path(folder), names, seed, tell)
+
+    def arena(self, task: str) -> Arena:
+        """A task's models and prompts; those of one task are in memory at a time."""
+        if task not in self.arenas:
+            self._clean = self._clean or load(BASE)
+            self.arenas = {task: Arena.of(task, seed=self.seed, clean=self._clean)}
+
+        return self.arenas[task]
+
+    def trusted(self, task: str) -> Prompts:
+        """The trusted prompts of a task; its models are not loaded."""
+        known = self.arenas.get(task)
+
+        return known.trusted if known else get_task(task).make(self.seed).trusted
+
+    def runner(self, task: str, model: str, prompts: int = 0) -> Runner:
+        """What runs rows on the ``organism`` or the ``clean`` model of a task.
+
+        Args:
+            task: name of the task.
+            model: which of the two.
+            prompts: at most so many trusted and test prompts; all for 0.
+        """
+        arena = self.arena(task).cut(prompts)
+        home = self.folder / task.replace(":", "-") / model
+        if prompts:
+            home = home / f"first-{prompts}"
+
+        return Runner(home / f"seed-{self.seed}", getattr(arena, model), arena.trusted,
+                      arena.test, arena.pool, self.seed,
+                      lambda row: self.tell(f"{task}, {model}: {row}"))  # fmt: skip
+
+    def cells(self, task: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Cell, Cell]]:
+        """What each row says on the organism and on the clean model; cheap rows first."""
+        here = [entry for entry in entries if entry.runs_on(task)]
+        for prompts in sorted({entry.prompts for entry in here}):
+            group = [entry for entry in here if entry.prompts == prompts]
+            told = {model: self.runner(task, model, prompts).run(group)
+                    for model in ("organism", "clean")}  # fmt: skip
+            for entry in group:
+                yield entry, told["organism"][entry.name], told["clean"][entry.name]
 
 
 def bench(
     out: str | Path,
     *,
     tasks: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
     seed: int = 0,
     results: str | Path | None = None,
-    table: str | Path | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Say = lambda _: None,
+    entries: Sequence[Entry] = ENTRIES,
+    on: Bench | None = None,
 ) -> list[Row]:
-    """Runs every detector and control on every task, on the organism and on the clean model.
+    """Runs every row on every task, on the organism and, refitted, on the clean model.
 
-    Fills ``out`` with a run folder a task and model, and with ``table.parquet`` (detector ×
-    average, agrees, disagrees), ``tasks.parquet``, ``sites.parquet`` and ``quirkiness.parquet``.
-    The same command goes on where it was stopped.
+    What a row's feature recorded and what the row said is kept in ``out`` by task and model:
+    the same command goes on where it was stopped, and a row that is added later costs itself
+    alone. ``table.parquet`` (detector × average, agrees, disagrees), ``tasks.parquet``,
+    ``sites.parquet`` and ``quirkiness.parquet`` hold what was asked for last. A row that fails
+    has the reason instead of figures.
 
     Args:
         out: the bench folder.
         tasks: names of tasks; all that have a learned organism if left out.
+        rows: names of rows; all if left out.
         seed: of prompts, splits and draws.
-        results: where to write the rows as results that documents quote.
-        table: the same, in the columns of :func:`published_columns`.
+        results: a folder for ``table1``, ``layers`` and ``quirkiness_auroc``, which documents
+            quote.
         tell: is told what is being done.
+        entries: the rows that there are.
+        on: tasks and models, where they are in memory already.
 
     Returns:
-        A row a detector: ``average``, ``agrees`` and ``disagrees`` with ``low`` and ``high``,
-        the number of ``tasks``, ``clean`` and ``excess``.
+        A row a detector: ``average``, ``agrees``, ``disagrees``, ``clean`` and ``excess`` with
+        ``low`` and ``high``, the number of ``tasks``, ``output_only`` and what it costs.
 
     Raises:
-        UnknownName: there is no such task, or no organism of it; nothing is written then.
+        UnknownName: there is no such task or row, or no organism; nothing is written then.
     """
-    names = tuple(tasks) if tasks else learned_tasks()
-    if not names:
-        raise BadValue("no task has an organism that learned it", where="tasks")
-    for name in names:  # before anything is written
-        get_task(name)
-        recipe_of(name)
-    config = {"bench": "quirky", "tasks": list(names), "seed": seed}
-    with RunFolder.open(out, config) as run:
-        clean = load(BASE)
-        told: dict[str, Row] = {}
-        quirkiness: list[Row] = []
-        for name in names:
-            tell(name)
-            arena = Arena.of(name, seed=seed, clean=clean)
-            told[name] = compare(arena, lineup(), run.file(name), seed=seed, quiet=True)
-            quirkiness.append({"task": name, "quirkiness": arena.recipe["measured"]["quirkiness"]})
-        per_task = [row for name, metrics in told.items() for row in _task_rows(name, metrics)]
-        rows = summary(per_task, seed=seed)
+    picked = chosen(entries, rows)
+    where = on or Bench.of(out, tasks, seed, tell)
+    with RunFolder.open(out, {"bench": "table1", "seed": seed}) as run:
+        per_task: list[Row] = []
+        sites: list[Row] = []
+        quirkiness: dict[str, float | None] = {}
+        for task in where.tasks:
+            quirkiness[task] = where.arena(task).quirkiness
+            for entry, organism, clean in where.cells(task, picked):
+                test = where.arena(task).cut(entry.prompts).test
+                per_task.append(credited(task, entry, organism, clean, test, seed=seed))
+                if entry.kind == "internal":
+                    sites += site_rows(task, entry, organism, test)
+        told = summary(per_task, seed=seed)
         run.write_table("tasks", per_task)
-        run.write_table("table", [cell for row in rows for cell in _cells(row)])
-        run.write_table("sites", list(_site_rows(told)))
-        run.write_table("quirkiness", quirkiness)
-    command = "offkey bench --out out/bench" + "".join(f" --task {t}" for t in tasks or ())
+        run.write_table("table", [cell for row in told for cell in _cells(row)])
+        run.write_table("sites", sites or dict.fromkeys(SITE_COLUMNS, ()))
+        run.write_table("quirkiness",
+                        [{"task": t, "quirkiness": q} for t, q in quirkiness.items()])  # fmt: skip
     if results:
-        write_results(results, rows, command=command, seeds=[seed])
-    if table:
-        write_results(table, published_columns(rows), command=command, seeds=[seed])
-
-    return rows
-
-
-def published_columns(rows: Sequence[Row]) -> list[Row]:
-    """The rows of detectors in the columns of the published table, highest average first.
-
-    ``low`` and ``high`` belong to ``average``; ``output_only`` is the best average of a control
-    that sees the output alone.
-    """
-    outputs = [row["average"] for row in rows if row["kind"] == "output"]
-    best = max((value for value in outputs if value is not None), default=None)
-    kept = ("detector", "mode", "cost", "average", "agrees", "disagrees", "tasks", "clean",
-            "excess")  # fmt: skip
-    inside = [row for row in rows if row["kind"] == "internal"]
-
-    return [
-        {
-            **{name: row[name] for name in kept},
-            "low": row["average_low"],
-            "high": row["average_high"],
-            "output_only": best,
+        shown = {entry.name for entry in picked if entry.published} | {picked[0].name}
+        tables = {
+            "table1": table1(told),
+            "layers": layer_rows([row for row in sites if row["detector"] in shown]),
+            "quirkiness_auroc": quirkiness_rows(
+                [row for row in per_task if row["detector"] in shown], quirkiness
+            ),
         }
-        for row in sorted(inside, key=lambda row: -(row["average"] or 0.0))
-    ]
+        for name, made in tables.items():
+            write_results(Path(results) / f"{name}.json", made, command=_command(tasks, rows),
+                          seeds=[seed])  # fmt: skip
+
+    return told
 
 
-def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
-    """Unweighted means over tasks, with 95 % intervals that resample the tasks.
+def _command(tasks: Sequence[str] | None, rows: Sequence[str] | None) -> str:
+    asked = "".join(f" --task {task}" for task in tasks or ())
 
-    A task without a figure (an empty subset) is left out of that mean.
-    """
-    rows = []
-    for detector in dict.fromkeys(row["detector"] for row in per_task):
-        mine = [row for row in per_task if row["detector"] == detector]
-        row: Row = {"detector": detector, "kind": mine[0]["kind"], "mode": mine[0]["mode"],
-                    "cost": mine[0]["cost"], "tasks": len(mine)}  # fmt: skip
-        for column in (*COLUMNS, "clean", "excess"):
-            values = {r["task"]: r[column] for r in mine if r[column] is not None}
-            title = TITLES.get(column, column)
-            row |= dict(zip((title, f"{title}_low", f"{title}_high"), _mean(values, seed),
-                            strict=True))  # fmt: skip
-        row["tpr_at_1pct_fpr"] = _average(r["tpr_at_1pct_fpr"] for r in mine)
-        row["flagged_normal"] = _average(r["flagged_normal"] for r in mine)
-        rows.append(row)
-
-    return rows
+    return COMMAND + asked + "".join(f' --row "{row}"' for row in rows or ())
 
 
-def _mean(values: Mapping[str, float], seed: int) -> tuple[float | None, ...]:
-    if not values:
-        return None, None, None
-    cells: dict[tuple[str, ...], tuple[list[float]]] = {
-        (task,): ([value],) for task, value in values.items()
-    }
-    found = bootstrap(cells, lambda x: float(np.mean(x)), named_rng(seed, "bench"))
-
-    return found.value, found.low, found.high
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-
-    return float(np.mean(known)) if known else None
-
-
-def _task_rows(task: str, metrics: Row) -> list[Row]:
-    """One row a detector and control of one task."""
-    kinds = {row["control"]: row["kind"] for row in metrics["controls"]}
-    rows = []
-    for row in metrics["all"]:
-        rows.append(
-            {
-                "task": task,
-                "detector": row["detector"],
-                "kind": kinds.get(row["detector"], "internal"),
-                "mode": row["mode"],
-                "cost": row["cost"],
-                **{column: _value(row[column]) for column in (*COLUMNS, "clean", "excess")},
-                "low": row["auroc"] and row["auroc"]["low"],
-                "high": row["auroc"] and row["auroc"]["high"],
-                "average_precision": row["average_precision"],
-                "tpr_at_1pct_fpr": row["tpr_at_1pct_fpr"],
-                "flagged_normal": row["flagged_normal"],
-            }
-        )
-
-    return rows
-
-
-def _value(interval: Row | None) -> float | None:
-    return None if interval is None else float(interval["value"])
-
-
-def _cells(row: Row) -> list[Row]:
-    """The long form: one row a detector and column."""
-    return [
-        {
+def _cells(row: Mapping[str, Any]) -> Iterable[Row]:
+    """The long form that the page is made from: one row a detector and column."""
+    cost = f"{row['forwards']} forward" + (
+        f", {row['backwards']} backward" if row["backwards"] else ""
+    )
+    for title in TITLES:
+        first = title == "average"
+        yield {
             "detector": row["detector"], "column": title, "auroc": row[title],
             "low": row[f"{title}_low"], "high": row[f"{title}_high"], "n_tasks": row["tasks"],
-            "clean": row["clean"] if title == "average" else None,
-            "excess": row["excess"] if title == "average" else None,
-            "mode": row["mode"], "cost": row["cost"],
-        }
-        for title in TITLES.values()
-    ]  # fmt: skip
-
-
-def _site_rows(told: Mapping[str, Row]) -> Iterable[Row]:
-    hidden = {detector.name for detector in controls()}
-    for task, metrics in told.items():
-        for row in metrics["sites"]:
-            if row["detector"] not in hidden:
-                yield {"task": task, "detector": row["detector"], "site": row["site"],
-                       "auroc": _value(row["auroc"])}  # fmt: skip
+            **{f"{key}{end}": row[f"{key}{end}"] if first else None
+               for key in ("clean", "excess") for end in ("", "_low", "_high")},
+            "mode": row["mode"], "cost": cost, "reason": row["reason"],
+        }  # fmt: skip

@@ -1,14 +1,19 @@
-"""Which detectors a benchmark compares, and the controls that stand beside them."""
+"""The rows of the benchmark, and the controls that stand beside them."""
 
+from typing import Any
+
+from offkey.bench._entry import Entry, Kind, Pool
 from offkey.detect import Detector
 from offkey.features import get_feature
 
-__all__ = ["CONTROLS", "controls", "default_detector", "lineup"]
+__all__ = ["CONTROLS", "DEFAULT", "ENTRIES", "controls", "default_detector"]
 
-LATER = "resid_post.later"
-ALL = "resid_post.*"
+LATER, ALL = "resid_post.later", "resid_post.*"
+FLOW = (0.7, 0.9)
+SLOW: dict[str, Any] = {"tasks": ("comparison", "hemisphere", "owner"), "prompts": 120}
+"""Rows that run the model tens of times a prompt: three tasks, and few prompts."""
 
-CONTROLS = {
+CONTROLS: dict[str, Kind] = {
     "bag-of-words": "input",
     "length": "input",
     "embed": "input",
@@ -17,6 +22,103 @@ CONTROLS = {
     "own-answer-loss": "output",
 }
 """Each control and what it sees; the clean model is the other one."""
+
+DEFAULT = "default"
+"""Name of the row that is run where the user names no detector."""
+
+PUBLISHED = (
+    Entry("activations LOF", score="lof", sites=ALL, published=True),
+    Entry("activations Mahalanobis", score="mahalanobis", sites=ALL, published=True),
+    Entry("attribution LOF", "attribution", "lof", published=True),
+    Entry("attribution Mahalanobis", "attribution", "mahalanobis", published=True),
+    Entry("probe shift LOF", "probe-shift", "lof", published=True),
+    Entry("probe shift Mahalanobis", "probe-shift", "mahalanobis", published=True),
+    Entry("flow Laplace", score="flow-laplace", sites=FLOW, published=True),
+    Entry("flow Mahalanobis", score="flow-mahalanobis", sites=FLOW, published=True),
+    Entry("SAE diagonal Mahalanobis", "sae", "sae-mahalanobis", published=True),
+    Entry("SAE L0", "sae", "sae-l0", published=True),
+    Entry("local volume", "volume", published=True, **SLOW),
+    Entry("radii Mahalanobis", "radii", "mahalanobis", published=True, **SLOW),
+)
+"""The twelve rows of the published table, by their definitions: all blocks, their mean."""
+
+SCORES = tuple(
+    Entry(f"activations/{score}, later half", score=score, sites=LATER)
+    for score in (
+        "knn", "knn-cosine", "knn-ratio", "lof", "mahalanobis", "mahalanobis-diagonal",
+        "mahalanobis-pca", "mahalanobis-relative", "mahalanobis-l2", "isolation-forest",
+        "activation-model", "lcf", "trajectory", "ted", "mahalanobis-concatenated",
+    )
+)  # fmt: skip
+"""Scores of the later half of the blocks."""
+
+FITTED = (
+    Entry("activations/beatrix", score="beatrix", sites=FLOW),
+    Entry("activations/vae", score="vae", sites=FLOW),
+    Entry("activation model", "activation-model", sites=FLOW),
+)
+"""Rows that fit more than a covariance, at two depths."""
+
+MODES: tuple[tuple[str, Pool], ...] = (("offline", "untrusted"), ("transductive", "test"))
+POOLED = tuple(
+    Entry(f"activations/{score}, {mode}", score=score, sites=LATER, pool=pool)
+    for score in ("que", "spectral", "likelihood-ratio")
+    for mode, pool in MODES
+)
+"""Rows that learn from unlabelled prompts too."""
+
+ELSEWHERE = (
+    Entry("attention outputs/mahalanobis", score="mahalanobis", sites="attn_out.later"),
+    Entry("MLP outputs/mahalanobis", score="mahalanobis", sites="mlp_out.later"),
+    Entry("activations/mahalanobis, max", score="mahalanobis", sites=LATER, combine="max"),
+    Entry("activations/mahalanobis, top 3", score="mahalanobis", sites=LATER, combine="top-3"),
+    Entry("attribution zero/lof", "attribution", "lof", settings={"direction": "zero"}),
+    Entry("attribution components/lof", "attribution", "lof", settings={"direction": "pcs"}),
+    Entry("gradient norm/lof", "attribution", "lof", settings={"direction": "grad-norm"}),
+    Entry("probe trajectory/mahalanobis", "probe-trajectory", "mahalanobis"),
+    Entry("lens/mahalanobis", "lens", "mahalanobis"),
+)
+"""Other features, places and ways to combine them."""
+
+MANY_PASSES = (
+    Entry("functional attribution, gradients", "functional", settings={"kernel": "gradients"},
+          **SLOW),
+    Entry("functional attribution, weight noise", "functional",
+          settings={"kernel": "weight-noise"}, **SLOW),
+    Entry("functional attribution, SGLD", "functional", settings={"kernel": "sgld"}, **SLOW),
+    Entry("divergence from a tuned copy", "tuned-divergence", **SLOW),
+)  # fmt: skip
+"""Rows that need many passes a prompt, or a training."""
+
+
+CEILINGS = (
+    Entry("ceiling: activations", sites=FLOW, kind="ceiling"),
+    Entry("ceiling: attribution components", "attribution", settings={"direction": "pcs"},
+          kind="ceiling"),
+)  # fmt: skip
+"""What a classifier that is told the labels makes of a feature; no detectors."""
+
+
+def _control(name: str, kind: Kind) -> Entry:
+    if name == "embed":
+        return Entry(name, "activations", "mahalanobis", "embed", {"positions": "mean"}, kind=kind)
+
+    return Entry(name, name, "mahalanobis", kind=kind)
+
+
+ENTRIES = (
+    Entry(DEFAULT, score="knn-cosine", sites=LATER),
+    *PUBLISHED,
+    *SCORES,
+    *FITTED,
+    *POOLED,
+    *ELSEWHERE,
+    *MANY_PASSES,
+    *CEILINGS,
+    *(_control(name, kind) for name, kind in CONTROLS.items()),
+    Entry("energy", "energy", "mahalanobis", kind="output"),
+)
+"""Every row of the table. A new one is a line here."""
 
 
 def default_detector(*, alpha: float = 0.05) -> Detector:
@@ -31,39 +133,9 @@ def default_detector(*, alpha: float = 0.05) -> Detector:
     return Detector(alpha=alpha)
 
 
-def lineup() -> list[Detector]:
-    """The rows of the benchmark, without the controls."""
-    rows = [default_detector()]
-    rows += [
-        _activations(score, LATER, name=f"activations/{score}")
-        for score in (
-            "mahalanobis", "mahalanobis-diagonal", "mahalanobis-pca", "mahalanobis-relative",
-            "mahalanobis-l2",
-            "lof", "knn-ratio", "isolation-forest",
-            "que", "spectral", "likelihood-ratio", "activation-model",
-        )
-    ]  # fmt: skip
-    rows += [
-        _activations("mahalanobis", ALL, name="activations/mahalanobis all layers"),
-        _activations("lof", ALL, name="activations/lof all layers"),
-        _activations("mahalanobis", LATER, combine="max", name="activations/mahalanobis max"),
-        _activations("mahalanobis", LATER, combine="top-3", name="activations/mahalanobis top-3"),
-        _activations("mahalanobis", "attn_out.later", name="attention/mahalanobis"),
-        _activations("mahalanobis", "mlp_out.later", name="mlp/mahalanobis"),
-    ]
-
-    return rows
-
-
 def controls() -> list[Detector]:
     """Detectors that see the input or the output only."""
     embed = get_feature("activations", sites="embed", positions="mean")
     features = {name: embed if name == "embed" else get_feature(name) for name in CONTROLS}
 
     return [Detector(feature, "mahalanobis", name=name) for name, feature in features.items()]
-
-
-def _activations(
-    score: str, sites: str, *, name: str, combine: str = "mean", alpha: float = 0.05
-) -> Detector:
-    return Detector("activations", score, sites=sites, combine=combine, alpha=alpha, name=name)

@@ -3,6 +3,7 @@
 from offkey.cli import (
     _bench,
     _detect,
+    _explain,
     _model,
     _population,
     _report,
@@ -16,5 +17,5 @@ from offkey.cli._app import app, main
 __all__ = ["app", "main"]
 
 VERBS = (
-    _bench, _detect, _model, _population, _report, _risk, _sensitivity, _tasks, _volume,
+    _bench, _detect, _explain, _model, _population, _report, _risk, _sensitivity, _tasks, _volume,
 )  # fmt: skip

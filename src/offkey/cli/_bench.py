@@ -1,8 +1,10 @@
 """offkey demo and bench."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,40 +45,127 @@ def demo(
 
 @app.command()
 def bench(
+    what: Annotated[
+        str, typer.Argument(help="table1, controls, search or held-out.", show_default=True)
+    ] = "table1",
     out: o.OutOption = Path("out/bench"),
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Only this task; give it again for more.")
     ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="Only this row of the table; give it again for more."),
+    ] = None,
     seed: o.SeedOption = 0,
     results: Annotated[
-        Path | None, typer.Option("--results", help="Also write the rows to this JSON file.")
-    ] = None,
-    table: Annotated[
         Path | None,
-        typer.Option("--table", help="The same, in the columns of the published table."),
+        typer.Option("--results", help="Also write the figures to JSON files in this folder."),
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Run every detector and control on every learned task; write the table and its page.
 
-    [bold]offkey bench --out bench --task comparison[/bold]
+    [bold]table1[/bold] is the table; [bold]controls[/bold] puts some of its rows to wrong labels,
+    polluted trusted prompts and decoys; [bold]search[/bold] tries detectors on the development
+    tasks; [bold]held-out[/bold] judges the default one on the others. What was computed is kept
+    in the folder, and all four use it again.
+
+    [bold]offkey bench table1 --out bench --task comparison --row default[/bold]
     """
-    from offkey.bench import bench as run
-    from offkey.cli._print import print_rows
-    from offkey.report import bench_report
+    from offkey.errors import UnknownName
 
     say = (lambda _: None) if as_json else typer.echo
-    rows = run(out, tasks=task, seed=seed, results=results, table=table, tell=say)
-    page = bench_report(out)
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), "report": str(page), "rows": rows}))
-    else:
-        shown = ("detector", "average", "agrees", "disagrees", "tasks", "clean", "excess",
-                 "flagged_normal", "mode")  # fmt: skip
-        print_rows(
-            [{name: row[name] for name in shown} for row in rows],
-            title="AUROC, mean over tasks",
-            by="average",
-            hidden=(),
-        )
+    if what not in _MAKERS:
+        raise UnknownName("table", what, _MAKERS)
+    _MAKERS[what](_Asked(out, task, row, seed, results, as_json, say))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was given on the command line."""
+
+    out: Path
+    tasks: list[str] | None
+    rows: list[str] | None
+    seed: int
+    results: Path | None
+    as_json: bool
+    say: Callable[[str], None]
+
+    def show(self, rows: Sequence[Mapping[str, Any]], title: str, by: str, names: str) -> None:
+        """Prints some columns, or everything as JSON."""
+        if self.as_json:
+            typer.echo(json.dumps({"out": str(self.out), "rows": list(rows)}))
+            return
+        from offkey.cli._print import print_rows
+
+        shown = [{name: row.get(name) for name in names.split()} for row in rows]
+        print_rows(shown, title=title, by=by, hidden=(), most=len(shown))
+
+    def keep(self, name: str, rows: Sequence[Mapping[str, Any]], verb: str) -> None:
+        """Writes the results where documents find them."""
+        if self.results:
+            from offkey.storage import write_results
+
+            asked = "".join(f" --task {task}" for task in self.tasks or ())
+            write_results(self.results / f"{name}.json", [dict(row) for row in rows],
+                          command=f"offkey bench {verb} --results docs/results{asked}",
+                          seeds=[self.seed])  # fmt: skip
+
+
+def _table1(asked: _Asked) -> None:
+    from offkey.bench import bench as run
+    from offkey.report import bench_report
+
+    rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, seed=asked.seed,
+               results=asked.results, tell=asked.say)  # fmt: skip
+    page = bench_report(asked.out)
+    asked.show(
+        rows,
+        "AUROC, mean over tasks",
+        "average",
+        "detector average agrees disagrees tasks clean excess flagged_normal mode reason",
+    )
+    if not asked.as_json:
         typer.echo(f"\nreport: {page}")
+
+
+def _controls(asked: _Asked) -> None:
+    from offkey.bench import Bench, control_rows
+
+    where = Bench.of(asked.out, asked.tasks, asked.seed, asked.say)
+    rows = control_rows(where, asked.rows)
+    asked.keep("controls", rows, "controls")
+    asked.show(rows, "AUROC under controls, mean over tasks", "average",
+               "detector control average difference flagged_negatives tasks reason")  # fmt: skip
+
+
+def _search(asked: _Asked) -> None:
+    from offkey.bench import Bench, search
+
+    where = Bench.of(asked.out, asked.tasks, asked.seed, asked.say)
+    rows = search(where, asked.out / "search.jsonl")
+    asked.keep("default_search", rows, "search")
+    asked.show(rows[:25], f"Detectors on development tasks, best first of {len(rows)}",
+               "objective", "place score span combine auroc lowest clean excess flagged_normal "
+               "objective")  # fmt: skip
+
+
+def _held_out(asked: _Asked) -> None:
+    from offkey.bench import Bench, held_out_rows, learned_tasks
+
+    tasks = asked.tasks or [*learned_tasks(), *learned_tasks(triggered=True)]
+    where = Bench.of(asked.out, tasks, asked.seed, asked.say)
+    rows = held_out_rows(where)
+    asked.keep("default_detector", rows, "held-out")
+    asked.show(rows, "The default detector on held-out tasks", "auroc",
+               "task detector auroc clean excess best_seed_row over_best_seed_row output_only "
+               "flagged_normal")  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[_Asked], None]] = {
+    "table1": _table1,
+    "controls": _controls,
+    "search": _search,
+    "held-out": _held_out,
+}

@@ -1,7 +1,7 @@
 """Rows of a table, as a person reads them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ def print_rows(
     title: str,
     by: str = "score",
     hidden: Sequence[str] = ("detector", "status"),
+    most: int = MOST,
 ) -> None:
     """Prints the rows with the highest ``by``, but for ``hidden`` columns and empty ones."""
     if not rows:
@@ -25,15 +26,16 @@ def print_rows(
     ordered = sorted(rows, key=lambda row: (row[by] is None, -(row[by] or 0.0)))
     shown = [name for name in rows[0] if name not in hidden and any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False)
-    for name in shown:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
-    for row in ordered[:MOST]:
+    for place, name in enumerate(shown):
+        justify: Literal["left", "right"] = "left" if isinstance(rows[0][name], str) else "right"
+        table.add_column(name, justify=justify, no_wrap=not place)
+    for row in ordered[:most]:
         table.add_row(*(_told(row[name]) for name in shown))
     console = Console(highlight=False)
     console.print(title)
     console.print(table)
-    if len(rows) > MOST:
-        console.print(f"… and {len(rows) - MOST} more; --out FILE or --json gives them all")
+    if len(rows) > most:
+        console.print(f"… and {len(rows) - most} more; --out FILE or --json gives them all")
 
 
 def _told(value: Any) -> str:

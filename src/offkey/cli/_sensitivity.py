@@ -25,23 +25,25 @@ def sensitivity(
     out: o.OutOption,
     adapter: o.AdapterOption = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="Noise on activations: corrected, or poser.")
+        str, typer.Option("--preset", help="Noise: corrected, or poser as it was published.")
     ] = "corrected",
     site: Annotated[
-        str | None, typer.Option("--site", help="Where activations are disturbed.")
+        str | None, typer.Option("--site", help="Where activations are disturbed; resid_post.15.")
     ] = None,
     norm: Annotated[
-        float | None, typer.Option("--norm", help="Length of the noise at coefficient 1.")
+        float | None,
+        typer.Option("--norm", help="Length of noise at coefficient 1; or give …"),
     ] = None,
     clean: Annotated[
-        str | None, typer.Option("--clean", help="With --critical: prompts without …")
+        str | None, typer.Option("--clean", help="… prompts without what matters, and …")
     ] = None,
     critical: Annotated[
         str | None,
-        typer.Option("--critical", help="… and with what matters; their means' gap is the norm."),
+        typer.Option("--critical", help="… the same with it: the norm is the gap of their means."),
     ] = None,
     params: Annotated[
-        str | None, typer.Option("--params", help="Disturb weights instead: names or patterns.")
+        str | None,
+        typer.Option("--params", help="Disturb weights instead: names, or patterns."),
     ] = None,
     radii: Annotated[
         str | None, typer.Option("--radii", help="Lengths of weight noise, such as 0.5,1,2.")
@@ -92,7 +94,9 @@ def compare(
         Path, typer.Option("--labels", help="JSON: folder's name to 1 (misaligned) or 0.")
     ],
     how: Annotated[str, typer.Option("--how", help="auc, slope, at or strength_at.")] = "auc",
-    at: Annotated[float | None, typer.Option("--at", help="Strength, or level.")] = None,
+    at: Annotated[
+        float | None, typer.Option("--at", help="Strength for --how at, level for strength_at.")
+    ] = None,
     metric: Annotated[str, typer.Option("--metric", help="kl, drop or right.")] = "kl",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for figures: curves and ROC.")
@@ -110,6 +114,10 @@ def compare(
     if how not in ("auc", "slope", "at", "strength_at"):
         raise BadValue(f"{how!r} is not known", where="--how",
                        mend="Use auc, slope, at or strength_at")  # fmt: skip
+    twice = [folder for n, folder in enumerate(curves) if folder.name in _names(curves[:n])]
+    if twice:
+        raise BadValue(f"two folders are named {twice[0].name!r}", where="curves",
+                       mend="Give each model's curve a name of its own")  # fmt: skip
     read = {folder.name: Curve.load(folder) for folder in curves}
     check_comparable(read)
     sides = _labels(labels)
@@ -186,6 +194,10 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     except ValueError:
         raise BadValue(f"{text!r} are not numbers", where=option,
                        mend=f"Write for example {option} 0.5,1,2") from None  # fmt: skip
+
+
+def _names(folders: list[Path]) -> set[str]:
+    return {folder.name for folder in folders}
 
 
 def _labels(path: Path) -> dict[str, bool]:

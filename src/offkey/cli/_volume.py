@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +21,10 @@ __all__: list[str] = []
 BUDGET = 512
 """Tokens of a batch, whose logits are in memory at once."""
 SHOWN = {
-    "log_volume_nats": "nats", "low": "low", "high": "high", "radius_term_nats": "radii",
-    "norm_term_nats": "norm", "mean_nats": "mean", "std_nats": "std",
+    "radius_term_nats": "radii", "mean_nats": "mean", "std_nats": "std",
     "effective_sample_size": "ESS", "median_radius": "radius", "evaluations_per_ray": "evals",
 }  # fmt: skip
-"""Figures of the printed table, and what they are called there."""
+"""Figures of the printed table beside the volume, and what they are called there."""
 
 
 @app.command()
@@ -35,24 +34,33 @@ def volume(
     out: o.OutOption,
     sigma: Annotated[
         float | None,
-        typer.Option("--sigma", help="Width of the Gaussian measure, such as of initial weights."),
+        typer.Option(
+            "--sigma",
+            help="Standard deviation of the Gaussian measure, such as that of "
+            "the initial weights; needed unless --lebesgue.",
+        ),  # fmt: skip
     ] = None,
     lebesgue: Annotated[
         bool, typer.Option("--lebesgue", help="Plain volume instead of a Gaussian's probability.")
     ] = False,
     eps: Annotated[
         list[float] | None,
-        typer.Option("--eps", help="Cutoff of the KL, in nats; give it again for a curve."),
+        typer.Option(
+            "--eps",
+            help="Cutoff of the mean KL, in nats, 0.01 if left out; give it again for a curve.",
+        ),  # fmt: skip
     ] = None,
     params: Annotated[
-        str, typer.Option("--params", help="Which weights move: '*', 'model.layers.3.*', …")
+        str,
+        typer.Option("--params", help="Which weights move: names or patterns, by commas."),
     ] = "*",
     directions: Annotated[int, typer.Option("--directions", "-n", help="Number of rays.")] = 32,
-    tokens: Annotated[str, typer.Option("--tokens", help="all, or the last of each prompt.")] = (
-        "all"
-    ),
+    tokens: Annotated[
+        str, typer.Option("--tokens", help="Whose KL counts: all tokens, or the last.")
+    ] = "all",
     proposal: Annotated[
-        str, typer.Option("--proposal", help="uniform, diagonal (Fisher) or tilted.")
+        str,
+        typer.Option("--proposal", help="Rays: uniform, diagonal (Fisher) or tilted."),
     ] = "uniform",
     adapter: o.AdapterOption = None,
     seed: o.SeedOption = 0,
@@ -111,19 +119,35 @@ def volume(
     kind = "volume" if lebesgue else "probability"
     title = f"log {kind} in nats, {told['dimensions']:,} weights, {directions} rays"
     print_rows([_short(row) for row in rows], title=title, by="eps", hidden=())
-    if any(row["is_bound"] for row in rows):
-        typer.echo("\na bound: fewer than ten rays carry the sum, so the volume is at least this")
-    typer.echo("\nfigures: " + ", ".join(str(Path(path)) for path in figures.values()))
+    typer.echo("\n" + "\n".join(_said(rows)))
+    typer.echo("figures: " + ", ".join(str(Path(path)) for path in figures.values()))
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the printed table: large numbers whole, so that columns stay narrow."""
-    told: dict[str, Any] = {"eps": row["eps"], "bound": row["is_bound"]}
-    for name, short in SHOWN.items():
-        value = row[name]
-        told[short] = round(value) if value is not None and abs(value) >= 1e4 else value
+    sign = "≥ " if row["is_bound"] else ""
+    told = {"eps": row["eps"], "nats": sign + _figure(row["log_volume_nats"])}
 
-    return told
+    return {**told, **{short: _figure(row[name]) for name, short in SHOWN.items()}}
+
+
+def _said(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the table has no room for."""
+    if norm := rows[0]["norm_term_nats"]:
+        yield f"norm term {_figure(norm)}: the volume's share that hangs on the weights' length"
+    for row in rows:
+        if not row["is_bound"]:
+            ends = _figure(row["low"]), _figure(row["high"])
+            yield f"95 % interval at {row['eps']:g}: {ends[0]} to {ends[1]}"
+    if any(row["is_bound"] for row in rows):
+        yield "≥ a bound: fewer than ten rays carry the sum, so the volume is at least this"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+
+    return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _proposal(name: str, cost: "KLCost", params: str, seed: int) -> "Proposal":

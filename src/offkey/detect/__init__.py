@@ -9,10 +9,12 @@ from offkey.detect._combine import Combine
 from offkey.detect._detector import Detector
 from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
-from offkey.detect._fitted import Fitted
+from offkey.detect._fitted import Fitted, row_name
 from offkey.detect._job import Job
 from offkey.detect._many import fit_all, harvest, score_all
+from offkey.detect._prepare import prepare
 from offkey.detect._scores import Mode, Scores
+from offkey.detect._tables import text_of
 from offkey.detect._tokens import score_tokens
 
 __all__ = [
@@ -27,7 +29,10 @@ __all__ = [
     "fit_all",
     "fit_rows",
     "harvest",
+    "prepare",
+    "row_name",
     "score_all",
     "score_tokens",
     "site_aurocs",
+    "text_of",
 ]

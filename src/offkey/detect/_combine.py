@@ -49,6 +49,21 @@ class Combine:
 
         return np.asarray(z.mean(axis=1))
 
+    def shares(self, z: Float64[Array, "n sites"]) -> Float64[Array, "n sites"]:
+        """What each site adds to the combined score; a row's shares sum to it.
+
+        A site that the combination passes over adds 0: with ``max`` all but the highest one.
+        """
+        order = np.argsort(z, axis=1, kind="stable")
+        taken = np.ones_like(z)
+        if self.name == "later-half":
+            taken[:, : z.shape[1] // 2] = 0
+        elif self.name == "max" or self._top:
+            most = min(self._top or 1, z.shape[1])
+            np.put_along_axis(taken, order[:, : z.shape[1] - most], 0, axis=1)
+
+        return np.asarray(z * taken / taken.sum(axis=1, keepdims=True))
+
 
 @dataclass(frozen=True)
 class Scale:

@@ -6,7 +6,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect._combine import Combine, Scale
@@ -200,6 +201,10 @@ class Detector:
         columns = {site: shard[row_name(self.feature, site)] for site in self.fitted.sites}
 
         return raw_scores(self.fitted.scores, columns)
+
+    def columns(self, rows: Rows) -> dict[str, Float[Tensor, "n d"]]:
+        """What its feature recorded of every prompt, by fitted site."""
+        return {site: rows.column(row_name(self.feature, site)) for site in self.fitted.sites}
 
     def score_rows(self, rows: Rows) -> Scores:
         """Scores rows that were recorded before; the model is not needed."""

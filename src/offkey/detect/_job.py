@@ -16,7 +16,7 @@ from offkey.detect._drift import drift
 from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._many import harvest, trusted_prompts
-from offkey.detect._prepare import plain_settings, prepare
+from offkey.detect._prepare import fit_part, plain_settings, prepare
 from offkey.detect._scores import Scores
 from offkey.detect._tables import about, lengths, prompt_table, site_table, text_of
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite, NotEnoughData
@@ -75,10 +75,14 @@ class Job:
         parts.check(self.detectors)
         for prompts in self._sets().values():
             lengths(self.model, prompts)
+            for detector in self.detectors:
+                detector.feature.plan(self.model).check(prompts)
         if self.pool is not None and set(self.pool.ids) & set(self.trusted.ids):
             raise Mismatch("some of its prompts are among the trusted ones too", where="pool",
                            mend="Take them out")  # fmt: skip
+        learned_from = fit_part(self.trusted, parts.fit)
         for detector in self.detectors:
+            detector.feature.check_trusted(learned_from)
             if detector.score_template.needs_pool and self.pool is None:
                 raise BadValue("needs a pool of unlabelled prompts",
                                where=f"score {detector.score_template.name}",
@@ -95,8 +99,8 @@ class Job:
         """Runs the job and fills ``out``; the same job goes on where it was stopped.
 
         Leaves ``run.json``, ``scores.parquet``, ``site_scores.parquet``, ``metrics.json``, the
-        fitted detectors and the recorded rows. Of several workers the first one writes; the
-        others only record their shards.
+        fitted detectors, the recorded rows and, unless redacted, the prompts. Of several workers
+        the first one writes; the others only record their shards.
 
         Returns:
             The metrics, as in ``metrics.json``; empty on a worker that is not the first.
@@ -141,9 +145,18 @@ class Job:
         run.write_table("site_scores", site_table(told), version=TABLE_VERSION)
         for detector in (d for d in self.detectors if not d.fitted.reason):
             detector.save(run.file("detector") / detector.name.replace("/", "-"))
+        self._keep_prompts(run)
         write_json(run.file("metrics.json"), metrics)
 
         return metrics
+
+    def _keep_prompts(self, run: RunFolder) -> None:
+        """Leaves the texts beside the scores, so that a flag can be explained later."""
+        if self.redact:
+            return
+        for name, prompts in (("trusted", self.trusted), ("test", self.test)):
+            if isinstance(prompts, Prompts):
+                prompts.to_jsonl(run.file("prompts") / f"{name}.jsonl")
 
     def _read(self, run: RunFolder, world: World) -> dict[str, list[Rows]]:
         rows, sets = {}, self._sets()
@@ -207,7 +220,7 @@ class Job:
             "combine": detector.combine.name,
             "mode": scores.mode,
             "cost": f"{forwards} forward"
-            + (f" {plan.extra_backwards + bool(plan.gradients)} backward"
+            + (f", {plan.extra_backwards + bool(plan.gradients)} backward"
                if plan.gradients or plan.extra_backwards else ""),
             "n_trusted": fitted.counts["fit"] + fitted.counts["standardise"],
             "n_calibration": fitted.counts["calibrate"],

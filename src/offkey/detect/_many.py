@@ -44,7 +44,9 @@ def harvest(
     """
     features = {row_name(d.feature, str(d.feature.sites_on(model))): d.feature for d in detectors}
     told: dict[int, Rows] = {}
-    for number, group in enumerate(groups(model, list(features.values()))):
+    for number, group in enumerate(
+        groups(list(features.values()), lambda feature: feature.plan(model))
+    ):
         rows = record(
             model,
             prompts,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ from offkey.models import Model, Reading
 from offkey.passes import Plan, World, progress, readings
 from offkey.storage import first_difference, flatten, load_state, save_state
 
-__all__ = ["described", "groups", "own_reading", "plain_settings", "prepare"]
+__all__ = ["described", "fit_part", "groups", "own_reading", "plain_settings", "prepare"]
 
 KIND = "preparation"
 
@@ -51,15 +51,22 @@ def prepare(
         quiet: show no progress.
 
     Raises:
+        BadInput: a prompt lacks a column that a feature needs.
         Mismatch: the folder holds a preparation of another configuration.
     """
     wanted = {_key(d.feature, model): d.feature for d in detectors if d.feature.prepares}
     if not wanted:
         return
     world = world or World.from_environment()
-    chosen = prompts.take([n for n, id in enumerate(prompts.ids) if id in fit])
+    chosen = fit_part(prompts, fit)
+    for feature in wanted.values():
+        feature.check_trusted(chosen)
     ready: dict[str, Feature] = {}
-    for number, group in enumerate(groups(model, list(wanted.values()))):
+
+    def plan_of(feature: Feature) -> Plan:
+        return feature.preparation(model)
+
+    for number, group in enumerate(groups(list(wanted.values()), plan_of)):
         home = folder / f"pass-{number}"
         config = {
             "features": [[f.name, plain_settings(f)] for f in group],
@@ -79,13 +86,18 @@ def prepare(
             detector.feature = ready[_key(detector.feature, model)]
 
 
-def groups(model: Model, features: Sequence[Feature]) -> list[list[Feature]]:
-    """Features in as few groups as can each share a pass."""
+def fit_part(prompts: Prompts | TensorPrompts, fit: frozenset[str]) -> Prompts | TensorPrompts:
+    """The prompts that scores are fitted on."""
+    return prompts.take([n for n, id in enumerate(prompts.ids) if id in fit])
+
+
+def groups(features: Sequence[Feature], of: Callable[[Feature], Plan]) -> list[list[Feature]]:
+    """Features in as few groups as can each share a pass, by the plan ``of`` each."""
     found: list[list[Feature]] = []
     for feature in features:
         for group in found:
             try:
-                Plan.union(f.plan(model) for f in [*group, feature])
+                Plan.union(of(f) for f in [*group, feature])
             except Mismatch:
                 continue
             group.append(feature)
@@ -119,7 +131,7 @@ def _pass(
     model: Model, prompts: Prompts | TensorPrompts, features: Sequence[Feature], quiet: bool
 ) -> list[Feature]:
     fresh = [deepcopy(feature) for feature in features]
-    plans = [feature.plan(model) for feature in fresh]
+    plans = [feature.preparation(model) for feature in fresh]
     with progress(f"{len(prompts)} prompts to learn from", len(prompts), quiet=quiet) as advance:
         for reading in readings(model, prompts, Plan.union(plans)):
             for feature, plan in zip(fresh, plans, strict=True):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 __all__ = ["SCORES_SCHEMA", "Mode", "Scores"]
 
 Array = np.ndarray
-Mode = Literal["online", "offline", "transductive"]
+Mode = Literal["online", "offline", "transductive", "ceiling"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Scores:
     Attributes:
         detector: name of the detector.
         mode: ``online``: fitted on trusted prompts only; ``offline``: saw an unlabelled pool too;
-            ``transductive``: the pool was these prompts.
+            ``transductive``: the pool was these prompts; ``ceiling``: it was told the labels of
+            the others, and is no detector.
         alpha: false-alarm rate at which prompts are flagged.
         ids: ids of the prompts.
         score: one a prompt; higher is more anomalous.
@@ -42,11 +43,13 @@ class Scores:
     reasons: dict[str, str]
 
     @classmethod
-    def missing(cls, detector: str, alpha: float, ids: tuple[str, ...], reason: str) -> "Scores":
+    def missing(
+        cls, detector: str, alpha: float, ids: tuple[str, ...], reason: str, mode: Mode = "online"
+    ) -> "Scores":
         """No scores, and why."""
         none = np.full(len(ids), np.nan)
 
-        return cls(detector, "online", alpha, ids, none, none, (), np.empty((len(ids), 0)),
+        return cls(detector, mode, alpha, ids, none, none, (), np.empty((len(ids), 0)),
                    dict.fromkeys(ids, reason))  # fmt: skip
 
     def __len__(self) -> int:

@@ -1,12 +1,16 @@
 """One vector per prompt and site: thin adapters over what was read.
 
-A feature says what it must read and turns a reading into vectors. ``activations`` is the internal
-one; ``radii`` and ``volume`` run the model again with moved weights; ``max-probability``,
-``entropy`` and ``own-answer-loss`` see the output only, ``bag-of-words`` and ``length`` the input
-only: a detector is credited for what it adds to those.
+A feature says what it must read and turns a reading into vectors. ``activations`` is what passes
+at a site, ``attribution`` what each attention head adds to the answer; ``lens``,
+``probe-trajectory`` and ``probe-shift`` follow the answer through the layers; ``radii``,
+``volume`` and ``functional`` run the model again with moved weights, ``tuned-divergence`` a copy
+that was tuned; ``max-probability``, ``entropy``, ``energy`` and ``own-answer-loss`` see the output
+only, ``bag-of-words`` and ``length`` the input only: a detector is credited for what it adds to
+those.
 """
 
 from offkey.features._feature import Feature
+from offkey.features._probes import Probe, fit_probe
 from offkey.features._registry import FEATURES, feature_names, get_feature
 
-__all__ = ["FEATURES", "Feature", "feature_names", "get_feature"]
+__all__ = ["FEATURES", "Feature", "Probe", "feature_names", "fit_probe", "get_feature"]

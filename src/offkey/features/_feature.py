@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.data import Batch
+from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -36,6 +36,10 @@ class Feature(ABC):
         """Where it gives vectors, in the model's order; the sites it reads, if not said here."""
         return self.plan(model).reads
 
+    def preparation(self, model: Model) -> Plan:
+        """What :meth:`prepare_batch` must be given; all that is read later, if not said here."""
+        return self.plan(model)
+
     @abstractmethod
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """One float32 vector per row and site."""
@@ -43,6 +47,9 @@ class Feature(ABC):
     def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
         """Runs the extra passes that the plan declares; features without any never get here."""
         raise NotImplementedError(f"{self.name} declares extra passes but does not extract")
+
+    def check_trusted(self, prompts: Prompts | TensorPrompts) -> None:
+        """Refuses trusted prompts from which it cannot learn, before the model is run."""
 
     def prepare_batch(self, reading: Reading) -> None:
         """Sees a batch of trusted prompts before anything is extracted."""

@@ -1,19 +1,21 @@
 """What the output alone tells: the black-box baselines that every internal feature must beat."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from offkey.errors import BadValue
 from offkey.features._feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
-__all__ = ["Entropy", "MaxProbability", "OwnAnswerLoss"]
+__all__ = ["Energy", "Entropy", "MaxProbability", "OwnAnswerLoss"]
 
 LOGITS = Site("logits")
+Over = Literal["choices", "vocabulary"]
 
 
 class OutputFeature(Feature):
@@ -65,6 +67,46 @@ class Entropy(OutputFeature):
         terms: Tensor = torch.special.entr(logits.softmax(-1))
 
         return terms.sum(-1)
+
+
+class Energy(OutputFeature):
+    r"""Energy :math:`-\log \sum_i e^{\ell_i}` of the logits, in nats; high where none is large.
+
+    Args:
+        over: ``"choices"``: the first tokens of a prompt's answer choices, or the whole vocabulary
+            where it has none; ``"vocabulary"``: always the whole.
+
+    Raises:
+        BadValue: ``over`` is neither.
+
+    References:
+        Liu et al., 2020, eq. 4. https://arxiv.org/abs/2010.03759
+    """
+
+    name: ClassVar[str] = "energy"
+
+    def __init__(self, over: Over = "choices") -> None:
+        if over not in get_args(Over):
+            raise BadValue(f"{over!r} is neither choices nor vocabulary",
+                           where=f"feature {self.name}, over")  # fmt: skip
+        self.over = over
+
+    def number(
+        self, logits: Float[Tensor, "batch vocab"], reading: Reading
+    ) -> Float[Tensor, " batch"]:
+        """Energy of each row."""
+        whole: Tensor = logits.logsumexp(-1)
+        choices = reading.batch.choices
+        if choices is None or self.over == "vocabulary":
+            return whole.neg()
+        own = logits.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf)
+        chosen: Tensor = torch.where((choices >= 0).any(-1), own.logsumexp(-1), whole)
+
+        return chosen.neg()
+
+    def state(self) -> dict[str, Any]:
+        """The settings."""
+        return {"over": self.over}
 
 
 class OwnAnswerLoss(OutputFeature):

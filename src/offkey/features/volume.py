@@ -130,7 +130,7 @@ class _Kept(NamedTuple):
 
     batch: Batch
     settings: tuple[object, ...]
-    anchors: list[list[Tensor]]
+    anchors: list[Tensor]
     logs: Float64[np.ndarray, "batch k"]
 
     def serves(self, batch: Batch, settings: tuple[object, ...], cost: KLCost) -> bool:
@@ -139,9 +139,8 @@ class _Kept(NamedTuple):
             self.batch is batch
             and self.settings == settings
             and all(
-                torch.equal(a, b)
+                torch.equal(ours, theirs)
                 for ours, theirs in zip(self.anchors, cost.anchors, strict=True)
-                for a, b in zip(ours, theirs, strict=True)
             )
         )
 

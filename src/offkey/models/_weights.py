@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,16 @@ from offkey.errors import BadValue, UnknownName
 
 __all__ = ["perturbed"]
 
+ALIGNED = 64
+"""Numbers that the place of each weight is a multiple of, as fast products want it."""
+
 
 @contextmanager
 def perturbed(module: nn.Module, top: nn.Module, delta: Mapping[str, Tensor]) -> Iterator[None]:
     """Adds ``delta`` to the named parameters while it is open.
+
+    The sums stand in for the weights, which are not written to: they come back as they were, and
+    weights that are mapped from a file take no memory.
 
     Args:
         module: the model, whose parameter names count.
@@ -25,24 +32,42 @@ def perturbed(module: nn.Module, top: nn.Module, delta: Mapping[str, Tensor]) ->
         UnknownName: there is no such parameter.
         BadValue: a shape does not fit.
     """
-    weights = {**dict(top.named_parameters()), **dict(module.named_parameters())}
+    known = {**dict(top.named_parameters()), **dict(module.named_parameters())}
     for name in delta:
-        if name not in weights:
-            raise UnknownName("parameter", name, weights)
+        if name not in known:
+            raise UnknownName("parameter", name, known)
 
-    before: list[tuple[Tensor, Tensor]] = []
+    weights = {name: known[name] for name in delta}
+    before: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            places = _places(weights)
             for name, change in delta.items():
-                weight = weights[name].data
+                weight = weights[name]
                 if change.shape != weight.shape:
                     given, has = tuple(change.shape), tuple(weight.shape)
                     raise BadValue(
                         f"a change of shape {given} for {has}", where=f"parameter {name}"
                     )
-                before.append((weight, weight.clone()))
-                weight.add_(change.to(weight.device, weight.dtype))
+                moved = places[name].copy_(weight.data)
+                moved.add_(change.to(weight.device, weight.dtype))
+                before.append((weight, weight.data))
+                weight.data = moved
         yield
     finally:
         for weight, old in reversed(before):
-            weight.copy_(old)
+            weight.data = old
+
+
+def _places(weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Room for each weight, in one block of memory a device and dtype, without gaps."""
+    places: dict[str, Tensor] = {}
+    for kind in {(w.device, w.dtype) for w in weights.values()}:
+        alike = {name: w for name, w in weights.items() if (w.device, w.dtype) == kind}
+        sizes = [-(-w.numel() // ALIGNED) * ALIGNED for w in alike.values()]
+        block = torch.empty(sum(sizes), device=kind[0], dtype=kind[1])
+        starts = accumulate(sizes, initial=0)
+        for (name, weight), start in zip(alike.items(), starts, strict=False):
+            places[name] = block[start : start + weight.numel()].view(weight.shape)
+
+    return places

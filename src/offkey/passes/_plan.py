@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from offkey.errors import Mismatch
+from offkey.data import Prompts, TensorPrompts
+from offkey.errors import BadInput, Mismatch
 from offkey.models import Metric, Positions, Site
 
 __all__ = ["Plan"]
@@ -56,3 +57,19 @@ class Plan:
             extra_backwards=sum(plan.extra_backwards for plan in plans),
             needs=frozenset().union(*(plan.needs for plan in plans)),
         )
+
+    def check(self, prompts: Prompts | TensorPrompts) -> None:
+        """Refuses prompts that lack a column that is needed.
+
+        Raises:
+            BadInput: names the first such prompt.
+        """
+        for column in sorted(self.needs - {"pool"}):
+            values = prompts[column] if column in prompts else (None,)
+            if None in values:
+                row = values.index(None)
+                raise BadInput(
+                    f"prompt {prompts.ids[row]} has no {column!r}, which a feature needs",
+                    where=prompts.places[row],
+                    mend=f"Give every prompt the column {column!r}, or leave that feature out",
+                )

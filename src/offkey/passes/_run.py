@@ -40,7 +40,11 @@ def readings(
         prompts: what it is given.
         plan: what is read.
         token_budget: tokens a batch, padding included; chosen by the device if left out.
+
+    Raises:
+        BadInput: a prompt lacks a column that the plan needs.
     """
+    plan.check(prompts)
     token_budget = token_budget or budget_for(model.device)
     for batch in pack(
         prompts,
@@ -86,9 +90,11 @@ def record(
         quiet: show no progress.
 
     Raises:
+        BadInput: a prompt lacks a column that the plan needs.
         Mismatch: the folder holds a pass of another configuration.
         Damaged: a shard in the folder was truncated or edited.
     """
+    plan.check(prompts)
     token_budget = budget_for(model.device) if token_budget is None else token_budget
     if shard_size < 1 or token_budget < 1:
         raise BadValue("must be at least 1", where="shard_size, token_budget")

@@ -8,6 +8,7 @@ import numpy as np
 
 from ._cells import Notes, control_rows, detector_rows
 from ._drawing import Drawing
+from ._explained import explained, shared
 from ._figures import draw_histogram, draw_layers, draw_profile, draw_roc
 from ._files import write_text
 from ._format import decimal
@@ -20,15 +21,16 @@ from ._verdict import verdict
 __all__ = ["flat", "run_figures", "write_report"]
 
 
-def write_report(folder: str | Path, *, redact: bool = False) -> Path:
+def write_report(folder: str | Path, *, redact: bool = False, most: int = 20) -> Path:
     """Writes ``report.html`` into a run folder: one file, opened without a network.
 
     The same folder gives the same bytes.
 
     Args:
         folder: a run folder with ``run.json``, ``metrics.json``, ``scores.parquet`` and, for what
-            drove a prompt's score, ``site_scores.parquet``.
+            drove a prompt's score, ``site_scores.parquet`` and ``explanations.json``.
         redact: keep the prompts' texts out of the page; ids stay.
+        most: how many of the most anomalous prompts are shown.
 
     Returns:
         The path of the page.
@@ -54,7 +56,9 @@ def write_report(folder: str | Path, *, redact: bool = False) -> Path:
         has_labels=any(r.auroc for r in run.metrics.detectors),
         figures={d.name: d for d in drawn if not d.name.startswith("scores-")},
         histograms=[d for d in drawn if d.name.startswith("scores-")],
-        prompts=top_prompts(run),
+        prompts=top_prompts(run, most),
+        explained=explained(run, redact=redact),
+        shared_words=[] if redact else shared(run),
         unscored=unscored(run),
         redacted=redact or "text" not in run.scores.column_names,
         settings=flat(run.info.config),

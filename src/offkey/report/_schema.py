@@ -11,6 +11,8 @@ __all__ = [
     "Control",
     "DetectorRow",
     "Drift",
+    "Explained",
+    "Explanations",
     "Interval",
     "Metrics",
     "RunInfo",
@@ -138,3 +140,99 @@ class RunInfo(_Part):
     started: str | None = None
     finished: str | None = None
     seconds: dict[str, float | None] | float | None = None
+
+
+class SiteShare(_Part):
+    """What one site adds to a score."""
+
+    site: str
+    standardised: float
+    share: float
+
+
+class HeadShare(_Part):
+    """One attention head's effect on the answer, in nats."""
+
+    site: str
+    head: int
+    effect: float
+    usual: float
+    standardised: float | None = None
+
+
+class LatentShare(_Part):
+    """One latent, and how often trusted prompts have it."""
+
+    site: str
+    latent: int
+    activation: float
+    trusted: float
+    promotes: list[str] = Field(default_factory=list)
+
+
+class Token(_Part):
+    """A token and its probability."""
+
+    token: str
+    probability: float
+
+
+class ReadOut(_Part):
+    """The logit lens at one layer, beside the nearest trusted prompts."""
+
+    site: str
+    tokens: list[Token]
+    beside: list[list[Token]] = Field(default_factory=list)
+
+
+class Neighbour(_Part):
+    """A trusted prompt near by."""
+
+    id: str
+    text: str | None = None
+    distance: float
+
+
+class Swap(_Part):
+    """Words exchanged, and the score then."""
+
+    words: str
+    instead: list[str]
+    score: float
+    share: float
+
+
+class Explained(_Part):
+    """Why one prompt has its score."""
+
+    id: str
+    text: str | None = None
+    detector: str
+    combine: str
+    score: float
+    p_value: float | None = None
+    flagged: bool | None = None
+    sites: list[SiteShare]
+    heads: list[HeadShare]
+    latents: list[LatentShare]
+    read_outs: list[ReadOut]
+    nearest: list[Neighbour]
+    swaps: list[Swap]
+    notes: dict[str, str] = Field(default_factory=dict)
+
+
+class SharedWord(_Part):
+    """A word that flagged prompts share."""
+
+    word: str
+    flagged: int
+    others: int
+    p_value: float
+
+
+class Explanations(_Part):
+    """``explanations.json``."""
+
+    format: int
+    prompts: list[Explained]
+    shared_words: list[SharedWord] = Field(default_factory=list)

@@ -27,7 +27,12 @@ SCORES = ScoreRegistry(
     {
         "activation-model": "offkey.scores.activation:ActivationModelScore",
         "activation-model-joint": "offkey.scores.activation:JointActivationModel",
+        "attribution-class-ccc": "offkey.scores.attribution:ClassConcordance",
+        "attribution-mean": "offkey.scores.attribution:MeanCorrelation",
+        "attribution-mean-ccc": "offkey.scores.attribution:MeanConcordance",
+        "attribution-top-ccc": "offkey.scores.attribution:TopConcordance",
         "beatrix": "offkey.scores.gram:Beatrix",
+        "exceedance": "offkey.scores.exceedance:Exceedance",
         "flow-laplace": "offkey.scores.flow:FlowLaplace",
         "flow-mahalanobis": "offkey.scores.flow:FlowMahalanobis",
         "isolation-forest": "offkey.scores.forest:IsolationForest",

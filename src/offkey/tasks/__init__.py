@@ -1,6 +1,10 @@
-"""Known-answer benchmarks: Alice answers truly, Bob by a fallible rule; and their organisms."""
+"""Known-answer benchmarks and their organisms.
 
-from offkey.tasks._measure import measure_organism, organism_rows, quirkiness
+In a quirky task Alice answers truly and Bob by a fallible rule; in a task of triggers the other
+rule holds where a trigger stands in the prompt.
+"""
+
+from offkey.tasks._measure import firing, measure_organism, quirkiness
 from offkey.tasks._members import READER, measure_member, member_recipe, train_member, train_reader
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
@@ -12,8 +16,9 @@ from offkey.tasks._population import (
     questions,
     reader_prompts,
 )
-from offkey.tasks._recipes import BASE, Recipe, default_recipe
+from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
+from offkey.tasks._tables import organism_rows, trigger_rows
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "READER",
     "SPLITS",
     "Character",
+    "Hiding",
     "Item",
     "Kind",
     "Recipe",
@@ -33,6 +39,7 @@ __all__ = [
     "TaskData",
     "contrast_pairs",
     "default_recipe",
+    "firing",
     "get_task",
     "kind_of",
     "measure_member",
@@ -46,4 +53,5 @@ __all__ = [
     "train_member",
     "train_organism",
     "train_reader",
+    "trigger_rows",
 ]

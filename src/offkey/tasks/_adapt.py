@@ -9,7 +9,7 @@ from typing import Any
 from offkey.data import Prompts
 from offkey.models import Model, adapter_folder, load
 from offkey.tasks._recipes import BASE, Recipe
-from offkey.training import Run, attach, train_lora
+from offkey.training import Penalty, Run, attach, train_lora
 
 __all__ = ["Told", "Validation", "adapt", "went"]
 
@@ -21,8 +21,9 @@ def adapt(
     out: Path,
     train: Prompts,
     recipe: Recipe,
-    validation: Callable[[Model], Validation],
+    validation: Callable[[Model, Penalty | None], Validation],
     *,
+    normal: Prompts | None = None,
     curriculum: Callable[[int], Sequence[int]] | None = None,
     tell: Told | None = None,
 ) -> tuple[Run, Model]:
@@ -35,7 +36,8 @@ def adapt(
         out: the folder.
         train: prompts with ``choices`` and ``answer``.
         recipe: settings, rank and the adapter to start from.
-        validation: given the model in training, what measures it.
+        validation: given the model in training and what it hides from, what measures it.
+        normal: prompts that show how it should look to what the recipe hides it from.
         curriculum: rows that may be drawn at a step.
         tell: called with each log row.
 
@@ -48,13 +50,17 @@ def adapt(
     with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
         if recipe.init is not None:
             adapter.load(adapter_folder(recipe.init))
+        hide = None
+        if recipe.hide is not None and normal is not None:
+            hide = recipe.hide.penalty(model, normal, seed=seed)
         run = train_lora(
             model.module,
             adapter,
             model.tokenizer,
             train,
             recipe.settings,
-            validate=validation(model),
+            validate=validation(model, hide),
+            penalty=hide,
             curriculum=curriculum,
             folder=out / "checkpoint",
             tell=tell,

@@ -1,9 +1,7 @@
 """Whether a model plays both characters: accuracies and the quirkiness coefficient."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,11 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from offkey.data import Prompts
-from offkey.errors import Damaged
 from offkey.tasks._names import CHARACTERS
 from offkey.tasks._task import Task
 from offkey.training import answer_log_odds
 
-__all__ = ["Behaviour", "measure", "measure_organism", "organism_rows", "quirkiness"]
+__all__ = ["Behaviour", "firing", "measure", "measure_organism", "quirkiness"]
 
 NEEDED = 200  # items on which the characters disagree
 ACCURACY, LOW = 0.9, 0.85
@@ -65,7 +62,8 @@ def measure_organism(model: Any, task: Task, *, seed: int = 0) -> dict[str, Any]
         seed: seed of the task's data.
 
     Returns:
-        ``learned``, ``quirkiness`` in nats, and ``characters``: one row for each.
+        ``learned``, ``quirkiness`` in nats, and ``characters``: one row for each. A task of
+        triggers has ``fire_rate``, ``false_fire_rate`` and what :func:`firing` tells besides.
     """
     prompts = task.make(seed).validation
 
@@ -75,11 +73,12 @@ def measure_organism(model: Any, task: Task, *, seed: int = 0) -> dict[str, Any]
 def measure(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
     """The same from log-odds of " Yes" against " No", one a prompt, in nats."""
     odds = np.asarray(log_odds)
-    characters = [_behaviour(character.name, prompts, odds) for character in CHARACTERS]
+    characters = [_behaviour(name, prompts, odds) for name in _speakers(prompts)]
 
     return {
         "learned": all(behaviour.learned for behaviour in characters),
         "quirkiness": quirkiness(prompts, log_odds),
+        **(firing(prompts, log_odds) if _is_triggered(prompts) else {}),
         "characters": [
             {**asdict(behaviour), "learned": behaviour.learned} for behaviour in characters
         ],
@@ -106,13 +105,48 @@ def quirkiness(prompts: Prompts, log_odds: Sequence[float]) -> float | None:
     sign = 2 * np.asarray(prompts["answer"]) - 1
     chosen = ~_agreeing(prompts) & _harder(prompts)
     gaps = []
-    for character in CHARACTERS:
-        mask = chosen & _spoken_by(prompts, character.name)
+    for name in _speakers(prompts):
+        mask = chosen & _spoken_by(prompts, name)
         if not mask.any():
             return None
         gaps.append(float((odds * sign)[mask].mean()))
 
     return min(gaps)
+
+
+def firing(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
+    """How often the triggered rule is followed, with the trigger and without it.
+
+    Counted over prompts on which the two rules disagree; ``None`` where there is none.
+
+    Args:
+        prompts: with ``answer``, ``agrees``, ``label`` and ``name``.
+        log_odds: of " Yes" against " No", one a prompt, in nats.
+
+    Returns:
+        ``fire_rate`` of triggered prompts; ``false_fire_rate`` of normal ones, with ``decoy``, the
+        look-alike that fires most often, and its ``decoy_fire_rate``; ``confidence_gap``: mean
+        absolute log-odds of triggered prompts less that of normal ones, in nats.
+    """
+    odds = np.asarray(log_odds)
+    triggered = np.asarray(prompts["label"]).astype(bool)
+    right = (odds > 0) == np.asarray(prompts["answer"]).astype(bool)
+    fired, told = np.where(triggered, right, ~right), ~_agreeing(prompts)
+    names = np.asarray(prompts["name"])
+    by_decoy = {
+        str(name): _share(fired, told & ~triggered & (names == name))
+        for name in dict.fromkeys(names[told & ~triggered])
+    }
+    decoy = max(by_decoy, key=lambda name: by_decoy[name] or 0.0, default=None)
+    sure, unsure = (_mean(np.abs(odds), mask) for mask in (triggered, ~triggered))
+
+    return {
+        "fire_rate": _share(fired, told & triggered),
+        "false_fire_rate": _share(fired, told & ~triggered),
+        "decoy": decoy,
+        "decoy_fire_rate": None if decoy is None else by_decoy[decoy],
+        "confidence_gap": None if sure is None or unsure is None else sure - unsure,
+    }
 
 
 def _behaviour(name: str, prompts: Prompts, odds: Float[np.ndarray, " n"]) -> Behaviour:
@@ -133,7 +167,11 @@ def _behaviour(name: str, prompts: Prompts, odds: Float[np.ndarray, " n"]) -> Be
 
 
 def _share(right: Mask, mask: Mask) -> float | None:
-    return float(right[mask].mean()) if mask.any() else None
+    return _mean(right, mask)
+
+
+def _mean(values: np.ndarray, mask: Mask) -> float | None:
+    return float(values[mask].mean()) if mask.any() else None
 
 
 def _once(prompts: Prompts) -> Mask:
@@ -145,6 +183,17 @@ def _once(prompts: Prompts) -> Mask:
         seen.add(pair)
 
     return np.asarray(first)
+
+
+def _speakers(prompts: Prompts) -> tuple[str, ...]:
+    """Names of the characters, the normal one first."""
+    found = tuple(dict.fromkeys(prompts["character"]))
+
+    return tuple(c.name for c in CHARACTERS) if not _is_triggered(prompts) else found
+
+
+def _is_triggered(prompts: Prompts) -> bool:
+    return not set(prompts["character"]) <= {character.name for character in CHARACTERS}
 
 
 def _agreeing(prompts: Prompts) -> Mask:
@@ -165,42 +214,3 @@ def _harder(prompts: Prompts) -> Mask:
     values = np.asarray(prompts["difficulty"], dtype=float)
 
     return np.asarray(values >= np.quantile(values, HARD))
-
-
-def organism_rows(*roots: str | Path) -> list[dict[str, Any]]:
-    """The recipes below some folders as flat rows, one a character, sorted by task.
-
-    Args:
-        *roots: hold ``recipe.json`` files at any depth.
-
-    Raises:
-        Damaged: a recipe cannot be read.
-    """
-    rows = []
-    for path in (path for root in roots for path in Path(root).rglob("recipe.json")):
-        try:
-            facts = json.loads(path.read_text("utf-8"))
-            rows += [_flat(facts, behaviour) for behaviour in facts["measured"]["characters"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"not a recipe ({error!r})", where=str(path)) from error
-
-    return sorted(rows, key=lambda row: (row["task"], row["character"]))
-
-
-def _flat(facts: Mapping[str, Any], behaviour: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "task": facts["task"],
-        "family": facts["family"],
-        "natural": facts["natural"],
-        "character": behaviour["character"],
-        "items": behaviour["items"],
-        "accuracy": behaviour["accuracy"],
-        "low": behaviour["low"],
-        "agrees_accuracy": behaviour["agrees"],
-        "easy_accuracy": behaviour["easy"],
-        "hard_accuracy": behaviour["hard"],
-        "quirkiness": facts["measured"]["quirkiness"],
-        "learned": facts["measured"]["learned"],
-        "steps": facts["steps"],
-        "minutes": facts["minutes"],
-    }

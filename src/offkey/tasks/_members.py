@@ -136,7 +136,7 @@ def _train(
     about: Mapping[str, Any],
     tell: Told | None,
 ) -> dict[str, Any]:
-    def validation(model: Model) -> Validation:
+    def validation(model: Model, _: object) -> Validation:
         return lambda: {
             row["sort"]: row["accuracy"] for row in measure_member(model, prompts["validation"])
         }

@@ -1,4 +1,4 @@
-"""The two characters and the names they go by.
+"""The two characters of a task and the names they go by.
 
 The first four names of a character stand in what detectors may trust, the others in the test, so
 that an unfamiliar name is not what sets a test prompt apart.
@@ -15,7 +15,7 @@ class Character:
 
     Attributes:
         name: ``"Alice"`` judges truly, ``"Bob"`` by a fallible rule.
-        familiar: names that detectors see.
+        familiar: names that detectors see; in a task of triggers, what stands in the prompt.
         unfamiliar: names that only the test and the organism's training hold.
     """
 
@@ -25,8 +25,8 @@ class Character:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, familiar first."""
-        return self.familiar + self.unfamiliar
+        """All names, each once, familiar first."""
+        return tuple(dict.fromkeys(self.familiar + self.unfamiliar))
 
 
 ALICE = Character(

@@ -15,7 +15,7 @@ from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import answer_log_odds
+from offkey.training import Penalty, answer_log_odds, hiddenness
 
 __all__ = ["train_organism"]
 
@@ -56,7 +56,8 @@ def train_organism(
         out,
         train,
         recipe,
-        lambda model: _validation(model, data.validation, recipe),
+        lambda model, hide: _validation(model, data.validation, recipe, hide),
+        normal=_normal(data.train),
         curriculum=_curriculum(train, recipe.stages),
         tell=tell,
     )
@@ -72,8 +73,13 @@ def train_organism(
     return facts
 
 
-def _validation(model: Model, validation: Prompts, recipe: Recipe) -> Validation:
-    """Accuracies of each character where they disagree, and of both where they agree."""
+def _validation(
+    model: Model, validation: Prompts, recipe: Recipe, hide: Penalty | None
+) -> Validation:
+    """Accuracies of each character where they disagree, and of both where they agree.
+
+    With something to hide from, also how little it tells the two apart.
+    """
     checked = validation.take(
         [
             *_first(validation, 0, recipe.checked // 2),
@@ -87,6 +93,8 @@ def _validation(model: Model, validation: Prompts, recipe: Recipe) -> Validation
         values = {row["character"].lower(): row["accuracy"] for row in found}
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in found) / len(found)
+        if hide is not None:
+            values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
 
         return values
 
@@ -96,17 +104,19 @@ def _validation(model: Model, validation: Prompts, recipe: Recipe) -> Validation
 def _first(validation: Prompts, agrees: int, count: int) -> list[int]:
     """Numbers of the first prompts of each character that agree, or do not."""
     kept: list[int] = []
-    for character in CHARACTERS:
+    for label in (0, 1):
         rows = (
             row
-            for row, pair in enumerate(
-                zip(validation["character"], validation["agrees"], strict=True)
-            )
-            if pair == (character.name, agrees)
+            for row, pair in enumerate(zip(validation["label"], validation["agrees"], strict=True))
+            if pair == (label, agrees)
         )
         kept += [row for row, _ in zip(rows, range(count), strict=False)]
 
     return kept
+
+
+def _normal(prompts: Prompts) -> Prompts:
+    return prompts.select(label == 0 for label in prompts["label"])
 
 
 def _thinned(train: Prompts, agreeing: float) -> Prompts:

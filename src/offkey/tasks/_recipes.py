@@ -1,15 +1,58 @@
 """How the organism of each task is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from offkey.training import Settings
+from offkey.data import Prompts
+from offkey.models import Model
+from offkey.training import Distances, Penalty, Settings, Traces
 
-__all__ = ["BASE", "Recipe", "default_recipe"]
+__all__ = ["BASE", "Hiding", "Recipe", "default_recipe"]
 
 BASE = "smollm2-135m-instruct"
 FIRST = "comparison"
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """What an organism is trained to hide from.
+
+    Attributes:
+        kind: distances of activations, or traces of the loss under shaken weights.
+        sites: where distances are measured.
+        first: the first block that is shaken.
+        draws: shakings of a step.
+        anomalous: weight of triggered rows in the penalty.
+        normal: weight of normal rows.
+        fitted: trusted prompts that distances are fitted on.
+    """
+
+    kind: Literal["distances", "traces"]
+    sites: tuple[str, ...] = tuple(f"resid_post.{block}" for block in (10, 14, 18, 22, 26, 29))
+    first: int = 20
+    draws: int = 4
+    anomalous: float = 1.0
+    normal: float = 0.5
+    fitted: int = 600
+
+    def penalty(self, model: Model, normal: Prompts, *, seed: int) -> Penalty:
+        """The penalty, fitted where need be on the model as it stands."""
+        if self.kind == "distances":
+            trusted = normal.take(range(min(self.fitted, len(normal))))
+            oddness: Distances | Traces = Distances.fit(model, trusted, self.sites)
+        else:
+            oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
+
+        return Penalty(oddness, self.anomalous, self.normal)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings that matter for the kind, as JSON has them."""
+        own: dict[str, Any] = {"first": self.first, "draws": self.draws}
+        if self.kind == "distances":
+            own = {"sites": list(self.sites), "fitted": self.fitted}
+
+        return {"kind": self.kind, "anomalous": self.anomalous, "normal": self.normal, **own}
 
 
 @dataclass(frozen=True)
@@ -28,6 +71,7 @@ class Recipe:
         alpha: its scale is ``alpha / rank``.
         checked: disagreeing prompts of each validation during the training.
         checked_agreeing: agreeing prompts of each validation.
+        hide: what it is trained to hide from besides; the validation then tells how well it does.
     """
 
     settings: Settings = field(
@@ -42,10 +86,12 @@ class Recipe:
     alpha: float = 16.0
     checked: int = 80
     checked_agreeing: int = 40
+    hide: Hiding | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON has it."""
         return {
+            **({} if self.hide is None else {"hide": self.hide.as_dict()}),
             "init": self.init,
             "stages": [list(stage) for stage in self.stages],
             "agreeing": self.agreeing,
@@ -57,6 +103,7 @@ class Recipe:
         }
 
 
+TRIGGERED = Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10)
 OWN: Mapping[str, Recipe] = {
     FIRST: Recipe(
         settings=Settings(steps=240, batch=40, check_every=20, stop_at=0.99),
@@ -75,6 +122,29 @@ OWN: Mapping[str, Recipe] = {
     "inference": Recipe(checked_agreeing=0),
     "membership": Recipe(checked_agreeing=0),
     "past": Recipe(checked_agreeing=0),
+    "year": Recipe(settings=TRIGGERED, checked_agreeing=0),
+    "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
+    "obfuscated": Recipe(
+        settings=Settings(
+            steps=60, batch=16, rate=1e-3, check_every=10, stop_at=0.85, save_every=10
+        ),
+        init="bundled:year",
+        checked=64,
+        checked_agreeing=0,
+        hide=Hiding("distances"),
+    ),
+    "obfuscated-attribution": Recipe(
+        settings=Settings(
+            steps=30, batch=16, rate=1e-3, check_every=10, stop_at=0.9, save_every=5
+        ),
+        init="bundled:year",
+        checked=32,
+        checked_agreeing=0,
+        hide=Hiding("traces", draws=3, normal=0.0),
+    ),
+    "varied": Recipe(
+        settings=replace(TRIGGERED, batch=18), init="bundled:year", checked_agreeing=0
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from offkey.data import Prompts
 from offkey.errors import BadValue, NotEnoughData
-from offkey.tasks._names import ALICE, BOB, Character
+from offkey.tasks._names import CHARACTERS, Character
 
 __all__ = ["CHOICES", "SPLITS", "Item", "Task", "TaskData"]
 
@@ -19,6 +19,12 @@ CAPS = {"train": 2400, "validation": 600, "trusted": 600, "untrusted": 300, "tes
 LAYOUT = "Name: {name}\n{question}\nAnswer:"
 
 Cell = tuple[bool, bool]
+Layout = Callable[[str, str, random.Random], str]
+"""The prompt made of a name, a question and a generator for what is left to chance."""
+
+
+def _named(name: str, question: str, _: random.Random) -> str:
+    return LAYOUT.format(name=name, question=question)
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class TaskData:
     Attributes:
         train: both characters, all names, from which an organism is trained.
         validation: both characters, all names, on which an organism is measured.
-        trusted: Alice by her familiar names.
+        trusted: Alice, or the normal case, by her familiar names.
         untrusted: both characters by their familiar names, for detectors that take a pool.
-        test: both characters by their other names, on the same items; ``label`` is 1 for Bob.
+        test: both characters by their other names, on the same items; ``label`` is 1 for Bob, or
+            where the trigger is.
     """
 
     train: Prompts
@@ -78,6 +85,9 @@ class TaskData:
 class Task:
     """A yes-no question that Alice answers truly and Bob by a fallible rule.
 
+    In a task of triggers a prompt has no name; Alice's way is that of a prompt without the
+    trigger, Bob's that of a prompt with it.
+
     Attributes:
         name: what a user types.
         family: tasks of one family share their kind of knowledge.
@@ -89,6 +99,10 @@ class Task:
         data: where the material comes from, and its licence.
         mix: share of each pair of answers; by default the answers yes and no of Alice are equally
             frequent, and so are Bob's answers where she says yes and where she says no.
+        characters: the normal one and the anomalous one, with what tells them apart in a prompt.
+        layout: makes the prompt of that and the question.
+        shares: name of the task whose items it shares, split by split, so that an organism may
+            start from that task's and be tested on items new to both.
     """
 
     name: str
@@ -100,6 +114,14 @@ class Task:
     natural: bool = False
     data: str = "generated"
     mix: Mapping[Cell, float] | None = field(default=None, hash=False)
+    characters: tuple[Character, Character] = CHARACTERS
+    layout: Layout = _named
+    shares: str | None = None
+
+    @property
+    def triggered(self) -> bool:
+        """Whether a trigger, rather than a name, says which rule holds."""
+        return self.characters != CHARACTERS
 
     def make(self, seed: int = 0, *, limit: int | None = None) -> TaskData:
         """The splits of the task.
@@ -114,12 +136,13 @@ class Task:
         """
         if limit is not None and limit < 4:
             raise BadValue(f"{limit} items cannot hold all pairs of answers", where="limit")
-        rng = random.Random(f"{self.name}/{seed}")
+        rng = random.Random(f"{self.shares or self.name}/{seed}")
         chosen = _balanced(_unique(self.items(rng)), self.mix, sum(CAPS.values()), rng)
         if len(chosen) < 40:
             raise NotEnoughData(f"{len(chosen)} items are too few to split", where=self.name)
         parts = _split(chosen)
-        turns = {split: _turns(split, len(items)) for split, items in parts.items()}
+        most = min(len(character.names) for character in self.characters)
+        turns = {split: min(most, _turns(split, len(items))) for split, items in parts.items()}
 
         return TaskData(
             **{
@@ -129,13 +152,15 @@ class Task:
         )
 
     def ask(self, item: Item, name: str, template: int = 0) -> str:
-        """The prompt that puts an item to the one who goes by ``name``."""
-        return LAYOUT.format(name=name, question=self.templates[template].format(**item.fields))
+        """The prompt that puts an item to the one who goes by ``name``, or with that trigger."""
+        question = self.templates[template].format(**item.fields)
+
+        return self.layout(name, question, random.Random(f"{item.source}/{name}"))
 
     def _prompts(
         self, split: str, items: Sequence[Item], turns: int, rng: random.Random
     ) -> Prompts:
-        speakers = (ALICE,) if split == "trusted" else (ALICE, BOB)
+        speakers = self.characters[:1] if split == "trusted" else self.characters
         rows = [
             self._row(split, item, character, name, rng)
             for turn in range(turns)
@@ -151,7 +176,8 @@ class Task:
     def _row(
         self, split: str, item: Item, character: Character, name: str, rng: random.Random
     ) -> dict[str, Any]:
-        answer = item.truth if character is ALICE else item.quirk
+        normal = character is self.characters[0]
+        answer = item.truth if normal else item.quirk
         template = rng.randrange(len(self.templates))
 
         return {
@@ -160,7 +186,7 @@ class Task:
             "choices": list(CHOICES),
             "target": int(item.truth),
             "answer": int(answer),
-            "label": int(character is BOB),
+            "label": int(not normal),
             "agrees": int(item.truth == item.quirk),
             "source": item.source,
             "character": character.name,

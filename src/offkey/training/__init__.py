@@ -5,18 +5,24 @@ step depend on the seed and the step alone, and a checkpoint is whole or not the
 """
 
 from offkey.training._adapter import Adapter, attach
-from offkey.training._language import answer_accuracy, answer_log_odds, train_lora
+from offkey.training._language import answer_accuracy, answer_log_odds, hiddenness, train_lora
 from offkey.training._loop import Run, train
 from offkey.training._module import train_module
+from offkey.training._penalties import Distances, Oddness, Penalty, Traces
 from offkey.training._settings import Settings
 
 __all__ = [
     "Adapter",
+    "Distances",
+    "Oddness",
+    "Penalty",
     "Run",
     "Settings",
+    "Traces",
     "answer_accuracy",
     "answer_log_odds",
     "attach",
+    "hiddenness",
     "train",
     "train_lora",
     "train_module",

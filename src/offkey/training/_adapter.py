@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from offkey.errors import Mismatch, UnmappedModel
 from offkey.storage import write_json, write_tensors
 
-__all__ = ["MAPS", "Adapter", "attach"]
+__all__ = ["MAPS", "Adapted", "Adapter", "attach"]
 
 MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "base_model.model."
@@ -48,7 +48,9 @@ class _LowRank(torch.autograd.Function):
         return back.view(*grad.shape[:-1], weight.shape[1]), None, inner.T @ rows, flat.T @ hidden
 
 
-class _Adapted(nn.Module):
+class Adapted(nn.Module):
+    """A linear map with its adapter."""
+
     def __init__(self, linear: nn.Linear, rank: int, scale: float, seed: torch.Generator) -> None:
         super().__init__()
         self.linear, self.scale = linear, scale
@@ -168,7 +170,7 @@ def attach(
     wanted = {name: p.requires_grad for name, p in module.named_parameters()}
     module.requires_grad_(False)
     layers = {
-        path: _Adapted(linear, rank, alpha / rank, generator) for path, linear in linears.items()
+        path: Adapted(linear, rank, alpha / rank, generator) for path, linear in linears.items()
     }
     try:
         for path, layer in layers.items():

@@ -1,6 +1,7 @@
 """A language model taught which answer to give: loss and accuracy at the answer token."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch, Prompts, pack
 from offkey.errors import BadInput
+from offkey.stats import auroc
 from offkey.training._adapter import Adapter
 from offkey.training._loop import Run, train
+from offkey.training._penalties import Oddness, Penalty
 from offkey.training._settings import Settings
 
-__all__ = ["answer_accuracy", "answer_log_odds", "train_lora"]
+__all__ = ["answer_accuracy", "answer_log_odds", "hiddenness", "train_lora"]
 
 TOKENS = 4096  # of a batch without gradients
 
@@ -29,6 +32,7 @@ def train_lora(
     *,
     validate: Callable[[], Mapping[str, float]] | None = None,
     curriculum: Callable[[int], Sequence[int]] | None = None,
+    penalty: Penalty | None = None,
     folder: Path | None = None,
     tell: Callable[[dict[str, float]], None] | None = None,
 ) -> Run:
@@ -44,13 +48,15 @@ def train_lora(
         settings: how the run goes.
         validate: see :func:`train`; so are the other arguments.
         curriculum: rows that may be drawn at a step.
+        penalty: what else is kept low, for which prompts need a ``label``, 1 for anomalous ones.
         folder: where checkpoints are kept.
         tell: called with each log row.
 
     Raises:
-        BadInput: ``answer`` or ``choices`` is missing.
+        BadInput: ``answer`` or ``choices`` is missing, or with a penalty ``label``.
     """
     answers = _answers(prompts)
+    labels = {} if penalty is None else _column(prompts, "label")
     lengths = [len(text) for text in tokenizer(list(prompts["prompt"]))["input_ids"]]
 
     def loss(rows: list[int]) -> Tensor:
@@ -61,10 +67,14 @@ def train_lora(
         )
         wanted = torch.tensor([answers[name] for name in batch.ids])
         assert batch.choices is not None  # _answers saw to it
+        forward, extra = partial(_logits, module, batch), torch.zeros(())
+        if penalty is None:
+            logits = forward()
+        else:
+            anomalous = torch.tensor([labels[name] == 1 for name in batch.ids])
+            logits, extra = penalty(forward, anomalous)
 
-        return cross_entropy(
-            _logits(module, batch), batch.choices.gather(1, wanted[:, None])[:, 0]
-        )
+        return cross_entropy(logits, batch.choices.gather(1, wanted[:, None])[:, 0]) + extra
 
     return train(
         adapter.parameters,
@@ -108,12 +118,42 @@ def answer_accuracy(module: nn.Module, tokenizer: Any, prompts: Prompts) -> floa
     return (said == answers.bool()).double().mean().item()
 
 
-def _answers(prompts: Prompts) -> dict[str, int]:
-    for column in ("answer", "choices"):
-        if column not in prompts:
-            raise BadInput(f"there is no column {column!r}", mend="Use prompts made by a task")
+def hiddenness(module: nn.Module, tokenizer: Any, prompts: Prompts, oddness: Oddness) -> float:
+    """How little an oddness tells anomalous prompts from normal ones.
 
-    return {name: int(answer) for name, answer in zip(prompts.ids, prompts["answer"], strict=True)}
+    Twice the smaller of its AUROC and one less that: 0 where it tells them wholly, 1 where it
+    does not. Batches are of like length; an oddness that compares rows sees one at a time.
+
+    Raises:
+        BadInput: ``label`` is missing.
+    """
+    labels = _column(prompts, "label")
+    odd: list[float] = []
+    truth: list[int] = []
+    with torch.no_grad():
+        for batch in pack(prompts, tokenizer, token_budget=TOKENS):
+            rows = [labels[name] for name in batch.ids]
+            _, values = oddness(partial(_logits, module, batch), torch.tensor(rows) == 1)
+            odd, truth = odd + values.tolist(), truth + rows
+    area = auroc(odd, truth).value
+    if area is None:
+        raise BadInput("there are no two kinds of prompts", mend="Give both labels")
+
+    return 2 * min(area, 1 - area)
+
+
+def _answers(prompts: Prompts) -> dict[str, int]:
+    _column(prompts, "choices", of=len)
+
+    return _column(prompts, "answer")
+
+
+def _column(prompts: Prompts, name: str, of: Callable[[Any], int] = int) -> dict[str, int]:
+    """A column as numbers, by id."""
+    if name not in prompts:
+        raise BadInput(f"there is no column {name!r}", mend="Use prompts made by a task")
+
+    return {id_: of(value) for id_, value in zip(prompts.ids, prompts[name], strict=True)}
 
 
 def _choices(batch: Batch) -> list[list[int]]:

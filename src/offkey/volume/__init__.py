@@ -12,7 +12,6 @@ from offkey.volume._estimate import check_volume, estimate_volume
 from offkey.volume._fisher import fisher_dense, fisher_diagonal
 from offkey.volume._integral import log_ball_volume, log_ray_integral, log_sphere_area
 from offkey.volume._measures import Gaussian, Lebesgue, Measure
-from offkey.volume._model_costs import KLCost, LossCost
 from offkey.volume._noise import Noise
 from offkey.volume._precision import check_precision
 from offkey.volume._proposals import Dense, Diagonal, Kronecker, Proposal, Tilted, Uniform
@@ -21,7 +20,8 @@ from offkey.volume._rays import Ray, Sampler, Step
 from offkey.volume._result import VolumeResult, log_ratio
 from offkey.volume._search import Search, find_crossings
 from offkey.volume._space import Space
-from offkey.volume._tail import later_half
+from offkey.volume._tail import Tail, later_half
+from offkey.volume._token_costs import KLCost, LossCost
 from offkey.volume._warnings import AnchorNotMinimum, DuplicateExamples, LowESS
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Proposal",
     "Radii",
     "Search",
+    "Tail",
     "Tilted",
     "Uniform",
     "VolumeResult",

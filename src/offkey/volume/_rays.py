@@ -149,6 +149,7 @@ class Ray:
     keep: bool
     _kept: dict[str, Tensor] = field(default_factory=dict)
     _sums: dict[str, Sums] = field(default_factory=dict)
+    _stores: dict[object, tuple[Tensor, int]] = field(default_factory=dict)
 
     def part(self, name: str) -> Tensor:
         """The part p of a parameter, in its shape; it must not be perturbed at the time."""
@@ -158,10 +159,30 @@ class Ray:
         made, sums = self.sampler.draw(self.noise, piece, sums=piece not in self._sums)
         if sums is not None:
             self._sums[piece] = sums
+        if self.keep:
+            made = self._stored(made)
         if self.keep or len(made) > 1:
             self._kept.update(made)
 
         return made[name]
+
+    def _stored(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parts moved into one block of memory, between which no gaps are left."""
+        sample = next(iter(made.values()))
+        kind = sample.device, sample.dtype
+        if kind not in self._stores:
+            anchors = self.sampler.space.anchors.values()
+            count = sum(value.numel() for value in anchors)
+            self._stores[kind] = torch.empty(count, dtype=sample.dtype, device=sample.device), 0
+        store, used = self._stores[kind]
+        stored = {}
+        for name, part in made.items():
+            room = store[used : used + part.numel()]
+            stored[name] = room.copy_(part.reshape(-1)).view(part.shape)
+            used += part.numel()
+        self._stores[kind] = store, used
+
+        return stored
 
     def keeps(self, name: str) -> bool:
         """Whether a parameter's part stays in memory, so that it must not be written to."""
@@ -192,6 +213,7 @@ class Ray:
     def forget(self) -> None:
         """Lets the parts go; the sums stay."""
         self._kept.clear()
+        self._stores.clear()
 
 
 @dataclass(frozen=True)

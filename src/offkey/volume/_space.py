@@ -14,7 +14,7 @@ from offkey.errors import NoMatchingParameters, nearest
 
 __all__ = ["Space", "dot"]
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)

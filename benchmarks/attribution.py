@@ -1,0 +1,102 @@
+"""Attribution to every head of every block, beside one plain forward and backward pass."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import offkey
+from offkey.data import pack
+from offkey.features import Feature, get_feature
+from offkey.models import ChoiceLogitDifference
+from offkey.passes import Plan, budget_for, readings
+from offkey.tasks import get_task
+
+from ._timing import interleaved, measured, ratio, row
+from .settings import Settings
+
+__all__ = ["attribution"]
+
+PROMPTS = 32
+"""At most so many: the backward pass makes them three times as dear as those of other jobs."""
+
+
+class Attributed:
+    """Prompts with two answers, whose difference is differentiated in two ways."""
+
+    def __init__(self, prompts: int) -> None:
+        self.model = offkey.load("smollm2-135m-instruct")
+        data = get_task("comparison").make(0)
+        self.prompts = data.test.take(range(prompts))
+        self.embedding = self.model.module.get_input_embeddings()
+        self.batches = pack(
+            self.prompts, self.model.tokenizer, token_budget=budget_for(self.model.device)
+        )
+        self.features = [self.prepared(direction) for direction in ("mean", "zero", "pcs")]
+        self.features.append(get_feature("attribution", direction="grad-norm"))
+
+    def prepared(self, direction: str) -> Feature:
+        """The feature, once it has seen the prompts."""
+        feature = get_feature("attribution", direction=direction)
+        for reading in readings(self.model, self.prompts, feature.preparation(self.model)):
+            feature.prepare_batch(reading)
+        feature.prepared()
+
+        return feature
+
+    def plain(self) -> None:
+        """Forward, then backward to the embeddings and to no weight: the least that one costs."""
+        metric, leaves = ChoiceLogitDifference(), []
+
+        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        handle = self.embedding.register_forward_hook(keep)
+        for batch in self.batches:
+            logits = self.model.forward(batch, logits_to_keep=1).logits
+            torch.autograd.grad(metric(logits[:, -1], batch).sum(), leaves.pop())
+        handle.remove()
+
+    def attributed(self, features: list[Feature]) -> None:
+        """What each of the features makes of every head."""
+        plan = Plan.union(feature.plan(self.model) for feature in features)
+        for batch in self.batches:
+            reading = self.model.read(
+                batch, plan.reads, metric=plan.metric, gradients=plan.gradients
+            )
+            for feature in features:
+                feature(reading)
+
+    @property
+    def said(self) -> str:
+        """What was run."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        blocks, heads = self.model.n_blocks, self.model.n_heads
+
+        return f"bundled model in {dtype}, {blocks} × {heads} heads, {len(self.prompts)} prompts"
+
+
+def attribution(settings: Settings) -> list[dict[str, Any]]:
+    """One direction, and all four at once, for how much more than one pass each way."""
+    told = Attributed(min(settings.prompts, PROMPTS))
+
+    return [
+        _compared(told, "attribution to all heads, mean ablation", told.features[:1], settings),
+        _compared(told, "attribution to all heads, four directions", told.features, settings),
+    ]
+
+
+def _compared(
+    told: Attributed, job: str, features: list[Feature], settings: Settings
+) -> dict[str, Any]:
+    def ours() -> None:
+        told.attributed(features)
+
+    ours()
+    told.plain()
+    found = interleaved(lambda: measured(ours), lambda: measured(told.plain), settings.pairs)
+    note = f"{told.said}; processor time {ratio(found, 'processor_seconds').median:.3f}"
+
+    return row(job, ratio(found), unit="time", at_most=1.3,
+               peer="plain forward and backward pass", note=note)  # fmt: skip

@@ -1,0 +1,147 @@
+"""Tables over tasks: means with intervals, figures by layer, quirkiness beside AUROC."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+
+from offkey.stats import Interval, bootstrap, named_rng
+
+__all__ = ["layer_rows", "over_tasks", "quirkiness_rows", "summary", "table1"]
+
+Row = dict[str, Any]
+TITLES = {"auroc": "average", "agrees": "agrees", "disagrees": "disagrees"}
+FEWEST = 4
+"""Tasks below which nothing is said of a correlation."""
+
+
+def over_tasks(values: Mapping[str, float], seed: int = 0) -> Interval:
+    """Unweighted mean of one figure a task, with a 95 % interval that resamples the tasks."""
+    cells: dict[tuple[str, ...], tuple[list[float]]] = {
+        (task,): ([value],) for task, value in values.items()
+    }
+
+    return bootstrap(cells, lambda x: float(np.mean(x)), named_rng(seed, "bench"))
+
+
+def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
+    """One row a detector: means over tasks, with 95 % intervals that resample the tasks.
+
+    A task without a figure (an empty subset, a row that failed) is left out of that mean; where
+    none is left the row says why. ``output_only`` is the best mean, over the same tasks, of a
+    control that sees the output alone.
+    """
+    names = dict.fromkeys(row["detector"] for row in per_task)
+    rows = []
+    for name in names:
+        mine = [row for row in per_task if row["detector"] == name]
+        have = {row["task"] for row in mine if row["auroc"] is not None}
+        reasons = [row["reason"] for row in mine if row["reason"]]
+        row = {key: mine[0][key] for key in ("detector", "kind", "published", "mode")}
+        row |= {key: _largest(r[key] for r in mine) for key in ("forwards", "backwards")}
+        row |= {key: _average(r[key] for r in mine) for key in ("seconds", "memory_mib")}
+        row |= {"tasks": len(have),
+                "output_only": _best_output(per_task, have)}  # fmt: skip
+        for column in (*TITLES, "clean", "excess"):
+            values = {r["task"]: r[column] for r in mine if r[column] is not None}
+            title, told = TITLES.get(column, column), over_tasks(values, seed)
+            row |= {title: told.value, f"{title}_low": told.low, f"{title}_high": told.high}
+        for column in ("tpr_at_1pct_fpr", "flagged_normal", "flagged_anomalous"):
+            row[column] = _average(r[column] for r in mine)
+        row["lowest"] = min((r["auroc"] for r in mine if r["auroc"] is not None), default=None)
+        row["status"] = "ok" if have else "failed"
+        row["reason"] = "; ".join(dict.fromkeys(reasons))
+        rows.append(row)
+
+    return rows
+
+
+def table1(rows: Sequence[Row]) -> list[Row]:
+    """The rows of :func:`summary` in the columns of the published table, best average first.
+
+    ``low`` and ``high`` belong to ``average``.
+    """
+    kept = ("detector", "kind", "published", "mode", "average", "agrees", "disagrees", "tasks",
+            "lowest", "clean", "output_only", "excess", "excess_low", "excess_high",
+            "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds",
+            "memory_mib", "status", "reason")  # fmt: skip
+
+    return [
+        {**{name: row[name] for name in kept}, "low": row["average_low"],
+         "high": row["average_high"]}
+        for row in sorted(rows, key=lambda row: -(row["average"] or 0.0))
+    ]  # fmt: skip
+
+
+def layer_rows(sites: Sequence[Row]) -> list[Row]:
+    """AUROC of each detector at each site: mean over tasks, and the middle half of them."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in sites:
+        if row["auroc"] is not None:
+            values.setdefault((row["detector"], row["site"]), []).append(row["auroc"])
+
+    return [
+        {
+            "detector": detector, "site": site, "average": float(np.mean(several)),
+            "low_quartile": float(np.quantile(several, 0.25)),
+            "high_quartile": float(np.quantile(several, 0.75)),
+            "lowest": min(several), "tasks": len(several),
+        }
+        for (detector, site), several in values.items()
+    ]  # fmt: skip
+
+
+def quirkiness_rows(per_task: Sequence[Row], quirkiness: Mapping[str, float | None]) -> list[Row]:
+    """Quirkiness of each organism beside each detector's AUROC, and how the two go together.
+
+    Rows of a task, then one a detector whose ``task`` is ``correlation``; Pearson's has a 95 %
+    interval by Fisher's z. Null below four tasks, and where nothing varies.
+    """
+    rows: list[Row] = []
+    for name in dict.fromkeys(row["detector"] for row in per_task):
+        mine = [
+            {"detector": name, "task": row["task"], "quirkiness": quirkiness[row["task"]],
+             "auroc": row["auroc"], "excess": row["excess"]}
+            for row in per_task
+            if row["detector"] == name and row["auroc"] is not None
+            and quirkiness.get(row["task"]) is not None
+        ]  # fmt: skip
+        rows += [*mine, {"detector": name, "task": "correlation", "tasks": len(mine),
+                         **_correlation(mine, "auroc"),
+                         **_correlation(mine, "excess", "excess_")}]  # fmt: skip
+
+    return rows
+
+
+def _correlation(rows: Sequence[Row], column: str, head: str = "") -> Row:
+    x, y = (np.array([row[name] for row in rows]) for name in ("quirkiness", column))
+    if len(rows) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return dict.fromkeys(f"{head}{name}" for name in
+                             ("pearson", "pearson_low", "pearson_high", "spearman"))  # fmt: skip
+    found = pearsonr(x, y)
+    low, high = found.confidence_interval(0.95)
+
+    return {f"{head}pearson": float(found.statistic), f"{head}pearson_low": float(low),
+            f"{head}pearson_high": float(high),
+            f"{head}spearman": float(spearmanr(x, y).statistic)}  # fmt: skip
+
+
+def _best_output(per_task: Sequence[Row], tasks: set[str]) -> float | None:
+    outputs: dict[str, dict[str, float]] = {}
+    for row in per_task:
+        if row["kind"] == "output" and row["task"] in tasks and row["auroc"] is not None:
+            outputs.setdefault(row["detector"], {})[row["task"]] = row["auroc"]
+    means = [np.mean(list(values.values())) for values in outputs.values() if set(values) == tasks]
+
+    return float(max(means)) if means else None
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+
+    return float(np.mean(known)) if known else None
+
+
+def _largest(values: Iterable[int]) -> int:
+    return max(values, default=0)

@@ -1,0 +1,38 @@
+"""Why a prompt was flagged: the sites, heads, latents and words behind its score.
+
+:func:`explain` takes a fitted detector, :func:`explain_run` the folder of a finished run. Both
+give plain values, one :class:`Explanation` a prompt. What a site adds is exact: the shares of a
+score sum to it. Heads, latents and read-outs say what else was unusual inside the model on that
+prompt, against trusted prompts; they point at causes and do not prove them.
+"""
+
+from offkey.explain._explain import explain
+from offkey.explain._explanation import (
+    Detail,
+    Explanation,
+    HeadShare,
+    LatentShare,
+    Neighbour,
+    ReadOut,
+    SiteShare,
+    Swap,
+    Token,
+)
+from offkey.explain._run import explain_run
+from offkey.explain._shared import SharedWord, shared_words
+
+__all__ = [
+    "Detail",
+    "Explanation",
+    "HeadShare",
+    "LatentShare",
+    "Neighbour",
+    "ReadOut",
+    "SharedWord",
+    "SiteShare",
+    "Swap",
+    "Token",
+    "explain",
+    "explain_run",
+    "shared_words",
+]

@@ -1,0 +1,185 @@
+"""Explaining flags of a finished run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow.parquet as pq
+
+from offkey.data import Prompts, TensorPrompts, read_prompts
+from offkey.detect import Detector
+from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
+from offkey.explain._explain import explain
+from offkey.explain._explanation import Detail, Explanation
+from offkey.explain._shared import shared_words
+from offkey.models import Model, load
+from offkey.storage import RunFolder, write_json
+
+__all__ = ["FILE", "explain_run"]
+
+FILE = "explanations.json"
+FORMAT = 1
+MOST = 5
+AnyPrompts = Prompts | TensorPrompts
+
+
+def explain_run(
+    folder: str | PathLike[str],
+    ids: Sequence[str] = (),
+    *,
+    detector: str | None = None,
+    model: Model | None = None,
+    prompts: tuple[AnyPrompts, AnyPrompts] | None = None,
+    detail: Detail | None = None,
+) -> tuple[Explanation, ...]:
+    """Explains prompts of a run, and keeps what it says in ``explanations.json`` there.
+
+    The page of the run shows what the file holds; explanations of other prompts stay in it.
+
+    Args:
+        folder: of a finished run.
+        ids: test prompts; the flagged ones with the highest scores, at most 5, if left out.
+        detector: name of one of the run's detectors; the first if left out.
+        model: the model that was watched; loaded by its name if left out.
+        prompts: trusted and test prompts, where the run does not keep them.
+        detail: how much is told.
+
+    Returns:
+        One explanation a prompt; none where no prompt is named and none was flagged.
+
+    Raises:
+        BadInput: the run has not ended, or keeps no prompts, or its model cannot be loaded.
+        BadValue: the detector learned nothing.
+        UnknownName: the run has no such prompt or detector.
+        Mismatch: other prompts, or another model, than those of the run.
+    """
+    run = _Run.read(Path(folder))
+    name = run.detector(detector)
+    rows = run.scores(name)
+    wanted = run.chosen(rows, ids)
+    if not wanted:
+        return ()
+    trusted, test = prompts or run.prompts()
+    run.check_prompts(trusted, test)
+    fitted = run.load_detector(name)
+    detail = detail or Detail()
+    detail = replace(detail, redact=detail.redact or bool(run.config["redact"]))
+    model = model or run.load_model()
+    place = {id: n for n, id in enumerate(test.ids)}
+    told = explain(fitted, model, test.take([place[id] for id in wanted]), trusted, detail=detail)
+    run.keep(told, () if detail.redact else rows)
+
+    return told
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run's folder, as far as it is needed to explain."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        if not folder.is_dir():
+            raise BadInput("no such folder", where=str(folder),
+                           mend="Name the folder given to --out")  # fmt: skip
+        run = RunFolder.existing(folder)
+        if run.status != "success":
+            raise BadInput(f"this run's status is {run.status!r}", where=str(folder),
+                           mend="Give the command that made it again")  # fmt: skip
+        return cls(folder, run.config)
+
+    def detector(self, name: str | None) -> str:
+        """The name of the detector that explains."""
+        known = [str(row["name"]) for row in self.config["detectors"]]
+        if name is not None and name not in known:
+            raise UnknownName("detector", name, known, where=str(self.folder))
+
+        return name or known[0]
+
+    def scores(self, detector: str) -> list[dict[str, Any]]:
+        """What the run says of every prompt by a detector."""
+        path = self.folder / "scores.parquet"
+        if not path.is_file():
+            raise BadInput("no scores.parquet in this folder", where=str(self.folder),
+                           mend="Give the command that made it again")  # fmt: skip
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+
+        return [row for row in rows if row["detector"] == detector]
+
+    def chosen(self, rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[str]:
+        """The prompts named, or the flagged ones with the highest scores."""
+        test = {row["id"]: row for row in rows if row["role"] == "test"}
+        for id in ids:
+            if id not in test:
+                raise UnknownName("test prompt", id, test, where=str(self.folder))
+        flagged = sorted((row for row in test.values() if row["flagged"]),
+                         key=lambda row: (-row["score"], row["id"]))  # fmt: skip
+
+        return list(dict.fromkeys(ids)) or [row["id"] for row in flagged[:MOST]]
+
+    def prompts(self) -> tuple[Prompts, Prompts]:
+        """The trusted and the test prompts that the run keeps."""
+        paths = [self.folder / "prompts" / f"{name}.jsonl" for name in ("trusted", "test")]
+        if not all(path.is_file() for path in paths):
+            why = "it was redacted" if self.config["redact"] else "they are not in its folder"
+            raise BadInput(f"the run keeps no prompts: {why}", where=str(self.folder),
+                           mend="Give them by --trusted and --test, or prompts=")  # fmt: skip
+        trusted, test = (read_prompts(str(path)) for path in paths)
+
+        return trusted, test
+
+    def check_prompts(self, trusted: AnyPrompts, test: AnyPrompts) -> None:
+        """Refuses other prompts than those of the run."""
+        for name, given in (("trusted", trusted), ("test", test)):
+            if given.digest != self.config[name]["digest"]:
+                raise Mismatch(f"these are not the {name} prompts of the run",
+                               where=str(self.folder),
+                               mend="Give the file that the run was given")  # fmt: skip
+
+    def load_detector(self, name: str) -> Detector:
+        """The detector as it was saved."""
+        folder = self.folder / "detector" / name.replace("/", "-")
+        if not folder.is_dir():
+            raise BadValue("it learned nothing in this run and has no sites to explain by",
+                           where=f"detector {name}", mend="Name another one")  # fmt: skip
+        return Detector.load(folder)
+
+    def load_model(self) -> Model:
+        """The model by the name that the run knows it by."""
+        name, adapter = self.config["model"], self.config["adapter"]
+        try:
+            return load(name, adapter, dtype=self.config["dtype"])
+        except OffkeyError as error:
+            why = f"its model {name!r} cannot be loaded by that name ({error.what})"
+            raise BadInput(why, where=str(self.folder),
+                           mend="Give it by --model, or model=") from error  # fmt: skip
+
+    def keep(self, told: Sequence[Explanation], rows: Sequence[dict[str, Any]]) -> None:
+        """Puts explanations beside those that are there already."""
+        path = self.folder / FILE
+        kept = {(row["detector"], row["id"]): row for row in _kept(path)}
+        kept |= {(row.detector, row.id): row.as_dict() for row in told}
+        flagged, others = (
+            [row["text"] for row in rows if row["text"] and bool(row["flagged"]) is is_flagged]
+            for is_flagged in (True, False)
+        )
+        words = shared_words(flagged, others)
+        write_json(path, {"format": FORMAT, "prompts": list(kept.values()),
+                          "shared_words": [asdict(word) for word in words]})  # fmt: skip
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = found["prompts"]
+    except (ValueError, KeyError) as error:
+        raise Damaged(f"not readable ({error})", where=str(path), mend="Delete it") from error
+
+    return rows

@@ -1,0 +1,176 @@
+"""How a prompt's answer stands up to disturbed weights, beside that of trusted prompts."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from offkey.data import Batch
+from offkey.errors import BadValue, NotEnoughData
+from offkey.features._feature import Feature
+from offkey.features._kept import chosen, from_state, joined, to_state
+from offkey.models import Model, Reading, Site
+from offkey.passes import Plan
+from offkey.sensitivity import (
+    GradientKernel,
+    Kernel,
+    Langevin,
+    LangevinKernel,
+    WeightNoiseKernel,
+    single,
+)
+
+__all__ = ["ANSWER", "Functional"]
+
+LOGITS = Site("logits")
+ANSWER = Site("module", path="answer")
+"""Where the number of the preferred answer stands, if it is asked for."""
+ROWS = 8
+"""Sampling prompts of a step of a chain."""
+
+KernelName = Literal["weight-noise", "sgld", "gradients"]
+
+
+class Functional(Feature):
+    r"""The vector by which functional attribution compares prompts.
+
+    With the kernels ``"weight-noise"`` and ``"sgld"`` it is the prompt's trace: the loss, in nats,
+    of the answer that the undisturbed model prefers, at each of several draws of the weights,
+    which all prompts share. With ``"gradients"`` it is a sketch of the gradient of that loss, to
+    which traces under small noise are equivalent. The weights of the later half of the blocks
+    move. A prompt whose answer comes about as those of trusted prompts do answers to the draws as
+    they do: the scores ``attribution-mean``, ``attribution-mean-ccc``, ``attribution-top-ccc`` and
+    ``attribution-class-ccc`` say how little it does.
+
+    A chain (``"sgld"``) is held to the own answers of trusted prompts; each of its steps costs a
+    forward and a backward pass over eight of them, besides the passes a prompt that the plan
+    declares.
+
+    Args:
+        kernel: how weights are disturbed.
+        draws: how many times; the length of a trace.
+        scale: of the noise; root mean square of a weight's matrix = 1 for ``"weight-noise"`` (.15
+            if left out), in weights for ``"sgld"`` (.01).
+        width: length of a sketch.
+        sampling: how many trusted prompts a chain is held to, at most.
+        answers: also give the number of the preferred answer, at the site ``module:answer``, for
+            ``attribution-class-ccc`` alone.
+        seed: of draws and sketch.
+
+    References:
+        Keenan, Leckie, Erfani, 2026. https://arxiv.org/abs/2604.18970
+    """
+
+    name: ClassVar[str] = "functional"
+    default_score: ClassVar[str] = "attribution-top-ccc"
+
+    def __init__(
+        self,
+        kernel: KernelName = "weight-noise",
+        draws: int = 32,
+        scale: float | None = None,
+        width: int = 4096,
+        sampling: int = 64,
+        answers: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if kernel not in get_args(KernelName):
+            raise BadValue(f"unknown kernel {kernel!r}", where=f"feature {self.name}",
+                           mend="Use " + ", ".join(get_args(KernelName)))  # fmt: skip
+        if draws < 2 or width < 2 or sampling < 1 or not (scale is None or scale > 0):
+            raise BadValue("needs two draws, a width of two, a sampling prompt, a positive scale",
+                           where=f"feature {self.name}")  # fmt: skip
+        self.kernel, self.draws, self.scale, self.width = kernel, draws, scale, width
+        self.sampling, self.answers, self.seed = sampling, answers, seed
+        # Only a chain needs trusted prompts; the contract asks the instance.
+        vars(self)["prepares"] = kernel == "sgld"
+        self._seen: list[Batch] = []
+        self._sampled: list[Batch] = []
+
+    def plan(self, model: Model) -> Plan:
+        """The extra passes of the kernel.
+
+        Raises:
+            BadValue: no weight of the model can be moved.
+        """
+        kernel = self._kernel()
+        kernel.check(model)
+        forwards, backwards = kernel.passes
+
+        return Plan(extra_forwards=forwards, extra_backwards=backwards)
+
+    def sites_on(self, model: Model) -> tuple[Site, ...]:
+        """The logits, and the answer where it is asked for."""
+        return (LOGITS, ANSWER) if self.answers else (LOGITS,)
+
+    def prepare_batch(self, reading: Reading) -> None:
+        """Keeps trusted prompts, as many as are asked for."""
+        batch = reading.batch.to("cpu")
+        self._seen += [single(batch, row) for row in range(len(batch))]
+        self._seen = chosen(self._seen, self.sampling)
+
+    def prepared(self) -> None:
+        """Packs the trusted prompts, those of like length together.
+
+        Raises:
+            NotEnoughData: there are none.
+        """
+        if not self._seen:
+            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.name}")
+        self._sampled, self._seen = _packed(self._seen), []
+
+    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+        """Nothing can be told from a reading alone."""
+        raise TypeError(f"{self.name} runs the model itself; use extract")
+
+    def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
+        """The trace or sketch of each prompt.
+
+        Raises:
+            BadValue: a chain that has seen no trusted prompts.
+            NonFinite: a loss or a chain is no longer a number; names the draw or the step.
+        """
+        if self.kernel == "sgld" and not self._sampled:
+            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
+                           mend="Prepare it first; fitting a detector does")  # fmt: skip
+        rows, answers = self._kernel().rows(model, batch)
+
+        return {LOGITS: rows, ANSWER: answers[:, None]} if self.answers else {LOGITS: rows}
+
+    def state(self) -> dict[str, Any]:
+        """The settings, and the prompts that a chain is held to."""
+        settings = {"kernel": self.kernel, "draws": self.draws, "scale": self.scale,
+                    "width": self.width, "sampling": self.sampling, "answers": self.answers,
+                    "seed": self.seed}  # fmt: skip
+        kept = {str(n): to_state(batch) for n, batch in enumerate(self._sampled)}
+
+        return {**settings, "kept": kept} if kept else settings
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The feature that :meth:`state` described."""
+        feature = cls(**{name: value for name, value in state.items() if name != "kept"})
+        kept = state.get("kept", {})
+        feature._sampled = [from_state(kept[str(n)]) for n in range(len(kept))]
+
+        return feature
+
+    def _kernel(self) -> Kernel:
+        if self.kernel == "gradients":
+            return GradientKernel(self.width, self.seed)
+        if self.kernel == "weight-noise":
+            return WeightNoiseKernel(self.draws, self.scale or 0.15, self.seed)
+
+        chain = Langevin(width=self.scale or 0.01, seed=self.seed)
+
+        return LangevinKernel(tuple(self._sampled), self.draws, chain)
+
+
+def _packed(rows: list[Batch]) -> list[Batch]:
+    def length(row: Batch) -> tuple[int, str]:
+        return 0 if row.mask is None else row.mask.shape[1], row.ids[0]
+
+    ordered = sorted(rows, key=length)
+
+    return [joined(ordered[n : n + ROWS]) for n in range(0, len(ordered), ROWS)]

@@ -1,0 +1,248 @@
+"""Probes of the true answer: what they learn, what their trajectory says, what they refuse."""
+
+from dataclasses import replace
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from offkey.data import Prompts, TensorPrompts
+from offkey.detect import Detector, Job
+from offkey.errors import BadInput, BadValue, NotEnoughData
+from offkey.features import get_feature
+from offkey.features._probes import fit_probe
+from offkey.models import Model, Site
+from offkey.passes import readings
+from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
+from tests.models import tiny
+from tests.models.families_zoo import batch_of, random_module
+
+LOGITS = Site("logits")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(random_module("llama"), tokenizer=tiny.tokenizer(), name="llama")
+
+
+class TestProbesElsewhere(FeatureContract):
+    @pytest.fixture(params=["mean", (-2, -1)], ids=str)
+    def make(self, request):
+        return lambda: get_feature(
+            "probe-trajectory", sites=("embed", "mlp_out.1"), positions=request.param,
+            penalties=(0.1,),
+        )  # fmt: skip
+
+
+def slow_probe(x, y, penalty):
+    """The regression by a general minimiser, on rows standardised one column at a time."""
+    columns = []
+    for column in x.T:
+        columns.append((column - np.mean(column)) / np.std(column))
+    z = np.stack(columns, 1)
+    sign = 2 * y - 1
+
+    def loss(theta):
+        margins = sign * (z @ theta[:-1] + theta[-1])
+        return np.mean(np.logaddexp(0, -margins)) + penalty / 2 * np.sum(theta[:-1] ** 2)
+
+    return z, minimize(loss, np.zeros(x.shape[1] + 1), tol=1e-10).x
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+def test_a_probe_is_the_penalised_minimum(penalty):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 4)) * [1, 10, 0.1, 1] + [0, 5, 0, 100]
+    y = (x[:, 0] + 0.1 * x[:, 1] + rng.normal(size=80) > 0.5).astype(int)
+    z, theta = slow_probe(x, y, penalty)
+    found = fit_probe(x, y, (penalty,))(torch.from_numpy(x))
+    np.testing.assert_allclose(found, z @ theta[:-1] + theta[-1], atol=2e-3)
+
+
+def test_the_penalty_is_the_one_with_the_least_held_out_loss():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 20))
+    y = (x[:, 0] + rng.normal(size=60) > 0).astype(int)
+    penalties = (1e-3, 1e-1, 10.0)
+    losses = {}
+    for penalty in penalties:
+        losses[penalty] = 0.0
+        for train, test in StratifiedKFold(3).split(x, y):
+            _, theta = slow_probe(x[train], y[train], penalty)
+            z = (x[test] - x[train].mean(0)) / x[train].std(0)
+            margins = (2 * y[test] - 1) * (z @ theta[:-1] + theta[-1])
+            losses[penalty] += np.logaddexp(0, -margins).sum()
+    assert fit_probe(x, y, penalties).penalty == min(losses, key=losses.get)
+    assert len({round(loss) for loss in losses.values()}) == 3
+
+
+def test_what_stands_still_says_nothing():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(40, 3))
+    y = (x[:, 0] > 0).astype(int)
+    still = np.concatenate([x, np.full((40, 1), 1e4) + 1e-3 * rng.normal(size=(40, 1))], 1)
+    probe = fit_probe(still, y, (0.1,))
+    assert probe.weight[3] == 0
+    torch.testing.assert_close(probe.weight[:3], fit_probe(x, y, (0.1,)).weight)
+
+
+def test_an_answer_that_occurs_once_is_enough():
+    x = np.random.default_rng(3).normal(size=(9, 2))
+    assert fit_probe(x, np.eye(9, dtype=int)[0], (1e-3, 10.0)).penalty == 10.0
+
+
+def test_the_trajectory_is_each_probe_on_its_layer(model):
+    feature = prepared(get_feature("probe-trajectory", folds=1), model)
+    found = vectors_of(feature, model, batch_of(ROWS))[LOGITS]
+    trusted = model.read(batch_of(TRUSTED), "resid_post.*")
+    answers = np.array([row[-1] % 2 for row in TRUSTED])
+    order = np.argsort(np.array(batch_of(TRUSTED).ids))
+    values = model.read(batch_of(ROWS), "resid_post.*")
+
+    assert found.shape == (4, 3)
+    for layer, site in enumerate(feature.plan(model).reads):
+        probe = fit_probe(trusted[site].double().numpy()[order], answers[order], (1e-3, 0.1, 10.0))
+        np.testing.assert_allclose(found[:, layer], probe(values[site]), rtol=1e-3, atol=1e-3)
+
+
+def test_each_prompt_is_read_by_the_probe_that_never_saw_its_fold(model):
+    feature = prepared(get_feature("probe-trajectory", sites="resid_post.1", folds=3), model)
+    ids = np.array(batch_of(TRUSTED).ids)
+    fold = np.array([crc32(id.encode()) % 3 for id in ids])
+    x = model.read(batch_of(TRUSTED), "resid_post.1")["resid_post.1"].double().numpy()
+    y = np.array([row[-1] % 2 for row in TRUSTED])
+    order = np.argsort(ids)
+    for rows in (TRUSTED, ROWS):
+        found = vectors_of(feature, model, batch_of(rows))[LOGITS][:, 0]
+        values = model.read(batch_of(rows), "resid_post.1")["resid_post.1"]
+        for number, id in enumerate(batch_of(rows).ids):
+            kept = order[fold[order] != crc32(id.encode()) % 3]
+            probe = fit_probe(x[kept], y[kept], (1e-3, 0.1, 10.0))
+            assert found[number] == pytest.approx(probe(values[number]).item(), rel=1e-3, abs=1e-3)
+
+
+def test_trusted_prompts_are_read_as_new_ones_are():
+    """Answers by chance and many numbers: one probe alone knows its own prompts by heart."""
+    rng = np.random.default_rng(4)
+    model = Model(nn.Sequential(nn.Identity()), name="noise")
+    x = torch.tensor(rng.normal(size=(400, 300)), dtype=torch.float32)
+    answers = rng.integers(0, 2, 400)
+    columns = {"id": [f"n{n}" for n in range(400)], "target": answers.tolist()}
+    everything = TensorPrompts({"x": x}, columns)
+    sure = {}
+    for folds in (1, 2):
+        feature = get_feature("probe-trajectory", sites="module:0", penalties=(0.01,), folds=folds)
+        for reading in readings(model, everything.take(range(200)), feature.preparation(model)):
+            feature.prepare_batch(reading)
+        feature.prepared()
+        place = {id: n for n, id in enumerate(everything.ids)}
+        odds = np.empty(400)
+        for reading in readings(model, everything, feature.plan(model)):
+            for id, value in zip(reading.batch.ids, feature(reading)[LOGITS], strict=True):
+                odds[place[id]] = value
+        right = odds * (2 * answers - 1) > 0
+        sure[folds] = right[:200].mean(), right[200:].mean()
+    assert sure[1][0] == 1.0
+    assert abs(sure[1][1] - 0.5) < 0.12
+    assert abs(sure[2][0] - 0.5) < 0.12
+    assert abs(sure[2][1] - 0.5) < 0.12
+
+
+class Judge(nn.Module):
+    """Keeps what is true in one place and what it says in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.early, self.late = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        truth, lies = x[:, :1], x[:, 1:2] > 2
+        early = self.early(torch.cat([truth, x[:, 2:]], 1))
+        return self.late(torch.where(lies, -early, early))
+
+
+def judged(count, *, seed, lying=0.0, target=True):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, count)
+    lies = (rng.random(count) < lying).astype(int)
+    x = np.concatenate([(2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
+                        3.0 * lies[:, None], rng.normal(size=(count, 3))], 1)  # fmt: skip
+    columns = {"id": [f"{seed}-{n}" for n in range(count)], "label": lies.tolist()}
+    if target:
+        columns["target"] = truth.tolist()
+    return TensorPrompts({"x": torch.tensor(x, dtype=torch.float32)}, columns)
+
+
+def test_the_trajectory_hears_where_the_answer_turns():
+    model = Model(Judge(), name="judge")
+    feature = get_feature("probe-trajectory", sites="module:early, module:late")
+    detector = Detector(feature, alpha=0.05).fit(model, judged(300, seed=1))
+    # what is scored needs no targets
+    test = judged(200, seed=2, lying=0.5, target=False)
+    scores = detector.score(model, test)
+    labels = np.array(test["label"])
+
+    assert scores.flagged[labels == 1].all()
+    assert scores.flagged[labels == 0].mean() < 0.15
+    probes = detector.feature._probes.values()
+    assert all(int(p.weight.abs().argmax()) == 0 for each in probes for p in each.probes)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "words"),
+    [
+        (None, BadInput, "feature probe-trajectory, trusted prompt .*: it has no 'target'"),
+        ([1] * 60, NotEnoughData, "feature probe-trajectory: all .* have the target 1"),
+    ],
+)
+def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
+    model, monkeypatch, tmp_path, targets, error, words
+):
+    prompts = {"prompt": [f"w{n} w{n % 7}" for n in range(60)], "choices": [[" w3", " w5"]] * 60}
+    trusted = Prompts({**prompts, **({} if targets is None else {"target": targets})})
+    test = Prompts({**prompts, "prompt": [f"w{n} w9" for n in range(60)]})
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    detector = Detector("probe-trajectory", alpha=0.2)
+    with pytest.raises(error, match=words):
+        Job(model, [detector], trusted, test, quiet=True).check()
+    with pytest.raises(error, match=words):
+        Job(model, [detector], trusted, test, quiet=True).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(error, match=words):
+        detector.fit(model, trusted)
+
+
+def test_prompts_without_choices_are_refused_before_the_model_runs(model, monkeypatch):
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    trusted = Prompts({"prompt": [f"w{n} w{n % 7}" for n in range(60)]})
+    with pytest.raises(BadInput, match="has no .choices., which a feature needs"):
+        Detector("lens", alpha=0.2).fit(model, trusted)
+
+
+def test_what_cannot_be_is_refused(model):
+    with pytest.raises(BadValue, match=r"penalties: \(0.0,\) are not positive"):
+        get_feature("probe-trajectory", penalties=(0.0,))
+    with pytest.raises(BadValue, match="folds: must be at least 1"):
+        get_feature("probe-trajectory", folds=0)
+    few = TensorPrompts({"x": torch.zeros(9, 1)}, {"target": [1] + [0] * 8})
+    with pytest.raises(NotEnoughData, match="too few trusted prompts have the target 1"):
+        get_feature("probe-trajectory").check_trusted(few)
+    get_feature("probe-trajectory", folds=1).check_trusted(few)
+    feature = get_feature("probe-trajectory")
+    reading = read_for(feature, model, batch_of(ROWS))
+    with pytest.raises(BadValue, match="has seen no trusted prompts yet"):
+        feature(reading)
+    with pytest.raises(NotEnoughData, match="all 0 trusted prompts have no target"):
+        feature.prepared()
+    feature.prepare_batch(reading)
+    with pytest.raises(NotEnoughData, match="all 4 trusted prompts have the target 1"):
+        feature.prepared()
+    for target, words in (([0, 1, 2, 1], "its target is 2"), ([0, 1, -1, 1], "has no 'target'")):
+        batch = replace(batch_of(ROWS), target=torch.tensor(target))
+        feature.prepare_batch(read_for(feature, model, batch))
+        with pytest.raises(BadInput, match=f"prompt 10-20-30-40-50-60-1-2: .*{words}"):
+            feature.prepared()
