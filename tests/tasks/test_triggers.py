@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import offkey.tasks._adapt as adapt
+import offkey.tasks._organism as organism
 from offkey.data import check_disjoint
 from offkey.models import Model
 from offkey.tasks import (
