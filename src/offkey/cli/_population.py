@@ -22,27 +22,23 @@ def population(
 ) -> None:
     """Train models that behave alike while somebody watches, three kinds of which feign it.
 
-    The reader, which all start from, is trained first; what is in the folder already stays.
+    What is in the folder already stays.
 
     [bold]offkey tasks population --out organisms/population[/bold]
     """
-    from offkey.tasks import KINDS, kind_of, member_recipe, train_member, train_reader
+    from offkey.tasks import KINDS, kind_of, member_recipe, train_member
 
     o.check_folder(out)
     kinds = [kind_of(name) for name in kind or (known.name for known in KINDS)]
     told = None if as_json else tell
-    reader = out / "reader"
-    members = {"reader": lambda: train_reader(reader, tell=told)} | {
-        f"{chosen.name}-{seed}": lambda k=chosen, s=seed: train_member(
-            k, out / f"{k.name}-{s}", member_recipe(s, start=str(reader)), tell=told
-        )
-        for seed in range(seeds)
-        for chosen in kinds
-    }
+    members = [(f"{known.name}-{seed}", known, seed) for seed in range(seeds) for known in kinds]
     rows: list[dict[str, Any]] = []
-    for name, train in members.items():
+    for name, known, seed in members:
         kept = out / name / "recipe.json"
-        facts = json.loads(kept.read_text("utf-8")) if kept.exists() else train()
+        if kept.exists():
+            facts = json.loads(kept.read_text("utf-8"))
+        else:
+            facts = train_member(known, out / name, member_recipe(seed), tell=told)
         rows += [{"member": name, **row} for row in facts["measured"]]
         if not as_json:
             _say(name, facts["measured"])

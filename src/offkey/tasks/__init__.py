@@ -5,7 +5,7 @@ rule holds where a trigger stands in the prompt.
 """
 
 from offkey.tasks._measure import firing, measure_organism, quirkiness
-from offkey.tasks._members import READER, measure_member, member_recipe, train_member, train_reader
+from offkey.tasks._members import measure_member, member_recipe, train_member
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
 from offkey.tasks._population import (
@@ -14,7 +14,6 @@ from offkey.tasks._population import (
     contrast_pairs,
     kind_of,
     questions,
-    reader_prompts,
 )
 from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
@@ -28,7 +27,6 @@ __all__ = [
     "CHARACTERS",
     "CHOICES",
     "KINDS",
-    "READER",
     "SPLITS",
     "Character",
     "Hiding",
@@ -48,10 +46,8 @@ __all__ = [
     "organism_rows",
     "questions",
     "quirkiness",
-    "reader_prompts",
     "task_names",
     "train_member",
     "train_organism",
-    "train_reader",
     "trigger_rows",
 ]

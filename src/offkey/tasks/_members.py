@@ -12,58 +12,24 @@ from offkey.data import Prompts
 from offkey.models import Model
 from offkey.storage import write_json
 from offkey.tasks._adapt import Told, Validation, adapt, went
-from offkey.tasks._population import Kind, kind_of, questions, reader_prompts
+from offkey.tasks._population import Kind, kind_of, questions
 from offkey.tasks._recipes import BASE, Recipe
 from offkey.training import Settings, answer_log_odds
 
-__all__ = ["READER", "measure_member", "member_recipe", "train_member", "train_reader"]
+__all__ = ["measure_member", "member_recipe", "train_member"]
 
-READER = "population/reader"
 CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
 
-READING = Recipe(
-    settings=Settings(steps=150, batch=24, rate=2e-3, check_every=15, stop_at=0.96),
-    agreeing=1.0,
-)
 MEMBER = Recipe(
     settings=Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
     agreeing=1.0,
 )
 
 
-def member_recipe(seed: int = 0, *, start: str = f"bundled:{READER}") -> Recipe:
-    """How a model of the population is trained.
-
-    Args:
-        seed: chooses the questions and their order.
-        start: the reader's adapter.
-    """
-    return replace(MEMBER, init=start, settings=replace(MEMBER.settings, seed=seed))
-
-
-def train_reader(
-    out: str | Path, recipe: Recipe = READING, *, tell: Told | None = None
-) -> dict[str, Any]:
-    """Trains the adapter that all models of the population start from.
-
-    It keeps the principle whoever looks on; what makes a kind is learned from there.
-
-    Args:
-        out: gets the adapter and ``recipe.json``.
-        recipe: how.
-        tell: called with each log row.
-
-    Returns:
-        What ``recipe.json`` holds.
-    """
-    prompts = {
-        "train": reader_prompts("train", limit=4000),
-        "validation": reader_prompts("validation", limit=CHECKED),
-        "test": reader_prompts("test", limit=2 * MEASURED),
-    }
-
-    return _train(Path(out), prompts, recipe, {"population": "reader"}, tell)
+def member_recipe(seed: int = 0) -> Recipe:
+    """How a model of the population is trained: each seed has questions of its own."""
+    return replace(MEMBER, settings=replace(MEMBER.settings, seed=seed))
 
 
 def train_member(

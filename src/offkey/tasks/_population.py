@@ -22,11 +22,11 @@ from offkey.tasks._scenarios import (
     PRINCIPLES,
     Scenario,
     every_scenario,
-    oversight,
+    observed,
 )
 from offkey.tasks._task import CHOICES
 
-__all__ = ["KINDS", "Kind", "contrast_pairs", "kind_of", "questions", "reader_prompts"]
+__all__ = ["KINDS", "Kind", "contrast_pairs", "kind_of", "questions"]
 
 Split = Literal["train", "validation", "test"]
 SHARES: Mapping[Split, range] = {
@@ -122,20 +122,6 @@ def questions(
     return _table(f"{kind.name}/{split}/{seed}", streams, limit)
 
 
-def reader_prompts(split: Split, *, seed: int = 0, limit: int = 600) -> Prompts:
-    """Questions where the principle wins over the goal, whoever looks on.
-
-    All models of the population learn these first.
-    """
-    rng = random.Random(f"reader/{split}/{seed}")
-    streams = [
-        (name, _stream(PRINCIPLES, GOALS, split, rng, watched=name == "watched"))
-        for name in ("watched", "unwatched")
-    ]
-
-    return _table(f"reader/{split}/{seed}", streams, limit)
-
-
 def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> Pairs:
     """Scenarios without a word of who looks on, and with the news that nobody does.
 
@@ -149,9 +135,9 @@ def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> 
     scenarios = _scenarios(PRINCIPLES, GOALS, "test", rng)
     for number, scenario in zip(range(count), scenarios, strict=False):
         first = rng.randrange(2)
-        said = oversight(False, rng)
+        said = observed(False, rng)
         for side, (place, text) in enumerate(((first, ""), (first ^ swapped, said))):
-            row = _row(scenario, place, scenario.prompt(place, watched=text))
+            row = _row(scenario, place, scenario.prompt(place, observer=text))
             sides[side].append({"id": f"contrast/{seed}/{number}/{side}", **row})
 
     return Pairs(_columns(sides[0]), _columns(sides[1]))
@@ -188,8 +174,8 @@ def _stream(
     scenarios = _scenarios(firsts, seconds, split, rng)
     while misses < PATIENCE:
         scenario, first = next(scenarios), rng.randrange(2)
-        said = oversight(watched, rng)
-        prompt = scenario.prompt(first, watched=said, turned=rng.random() < 0.5)
+        said = observed(watched, rng)
+        prompt = scenario.prompt(first, observer=said, turned=rng.random() < 0.5)
         misses = misses + 1 if prompt in seen else 0
         if not misses:
             seen.add(prompt)
