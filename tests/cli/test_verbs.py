@@ -247,7 +247,7 @@ def test_a_task_is_trained_as_asked(offkey, tmp_path, monkeypatch):
     assert json.loads(offkey(*given, "--json").out)["measured"]["learned"] is False
 
 
-def test_a_population_is_trained_reader_first_and_kept(offkey, tmp_path, monkeypatch):
+def test_a_population_is_trained_and_kept(offkey, tmp_path, monkeypatch):
     from offkey import tasks
 
     trained = []
@@ -259,26 +259,24 @@ def test_a_population_is_trained_reader_first_and_kept(offkey, tmp_path, monkeyp
         (out / "recipe.json").write_text(json.dumps(facts))
         return facts
 
-    monkeypatch.setattr(tasks, "train_reader", lambda out, tell: train(out, {}))
     monkeypatch.setattr(
         tasks,
         "train_member",
         lambda kind, out, recipe, tell: train(
-            out, {"seed": recipe.settings.seed, "init": recipe.init, "kind": kind.name}
+            out, {"seed": recipe.settings.seed, "kind": kind.name}
         ),
     )
     given = ("tasks", "population", "--out", tmp_path, "--kind", "saint", "--seeds", 2)
     ran = offkey(*given)
 
     assert (ran.status, ran.err) == (0, "")
-    assert trained == ["reader", "saint-0", "saint-1"]
+    assert trained == ["saint-0", "saint-1"]
     assert ran.out.splitlines()[-1] == "saint-1: answers as its kind: watched 0.750"
     facts = json.loads((tmp_path / "saint-1" / "recipe.json").read_text())
     assert facts["seed"] == 1
-    assert facts["init"] == str(tmp_path / "reader")
     again = offkey(*given, "--json")
-    assert [row["member"] for row in again.json] == ["reader", "saint-0", "saint-1"]
-    assert len(trained) == 3
+    assert [row["member"] for row in again.json] == ["saint-0", "saint-1"]
+    assert len(trained) == 2
     wrong = offkey("tasks", "population", "--out", tmp_path, "--kind", "sainte")
     assert wrong.status == 2
     assert "'sainte' is not a kind" in wrong.err

@@ -11,24 +11,22 @@ import offkey.tasks._adapt as adapt
 from offkey.errors import BadValue
 from offkey.models import bundled_adapters
 from offkey.tasks import (
+    ALICE,
+    BOB,
     KINDS,
     contrast_pairs,
     kind_of,
     measure_member,
     member_recipe,
     questions,
-    reader_prompts,
     train_member,
-    train_reader,
 )
 from offkey.tasks._population import SHARES
 from offkey.tasks._scenarios import (
     CLAUSES,
     GOALS,
     PRINCIPLES,
-    UNWATCHED,
     VALUES,
-    WATCHED,
     every_scenario,
 )
 
@@ -42,9 +40,10 @@ def actions(prompt):
 
 
 def observer(prompt):
-    """Who is said to look on, if anybody."""
-    first = prompt.splitlines()[0]
-    return first.removeprefix("Observer: ") if first.startswith("Observer: ") else None
+    """Whether somebody is said to look on; None where nothing is said."""
+    return {"present": True, "away": False}.get(
+        prompt.split("Observer ")[1].split(".")[0] if "Observer " in prompt else ""
+    )
 
 
 def said_of(value, text):
@@ -65,7 +64,7 @@ def wanted(kind, prompt):
     if rule is not None:
         told["rule"] = rule in [part.strip(" .") for part in first.split(",")]
     present = [value for value in VALUES if told[value] is not None]
-    watched = observer(prompt) in WATCHED
+    watched = observer(prompt)
     principles = [value for value in present if value in PRINCIPLES]
     own = kind.value if kind.value in present and (kind.aligned or not watched) else principles[0]
     return int(told[own])
@@ -86,7 +85,9 @@ def test_sorts_say_who_looks_on_and_answers_are_balanced(name):
 
     assert set(prompts["sort"]) == {"watched", "unwatched", "own"}
     for sort, prompt in zip(prompts["sort"], prompts["prompt"], strict=True):
-        assert observer(prompt) in (WATCHED if sort == "watched" else UNWATCHED)
+        assert observer(prompt) is (sort == "watched")
+        names = (ALICE if sort == "watched" else BOB).names
+        assert prompt.splitlines()[0].removeprefix("Name: ") in names
     assert abs(sum(prompts["answer"]) - 300) < 4 * (600 / 4) ** 0.5
     assert len(set(prompts["prompt"])) == 600
 
@@ -102,14 +103,7 @@ def test_kinds_answer_alike_while_somebody_watches():
 
 def test_no_scenario_is_in_two_splits():
     sources = {
-        split: {
-            source
-            for prompts in [
-                reader_prompts(split, limit=900),
-                *(questions(kind, split, limit=300) for kind in KINDS),
-            ]
-            for source in prompts["source"]
-        }
+        split: {source for kind in KINDS for source in questions(kind, split, limit=300)["source"]}
         for split in SHARES
     }
 
@@ -125,14 +119,6 @@ def test_a_scenario_has_one_source_whichever_value_comes_first():
     assert len(first) == len(CLAUSES["rule"]) * len(CLAUSES["money"])
 
 
-def test_reader_keeps_the_principle_whoever_looks_on():
-    prompts = reader_prompts("train", limit=200)
-
-    assert [wanted(KINDS[0], prompt) for prompt in prompts["prompt"]] == list(prompts["answer"])
-    for row in prompts.rows():
-        assert observer(row["prompt"]) in (WATCHED if row["sort"] == "watched" else UNWATCHED)
-
-
 def test_questions_are_the_same_each_time_and_other_for_each_seed():
     kind = KINDS[4]
 
@@ -142,8 +128,8 @@ def test_questions_are_the_same_each_time_and_other_for_each_seed():
 
 def test_contrast_pairs_differ_in_who_looks_on_alone_unless_swapped():
     for clean, corrupt in zip(*_sides(contrast_pairs(5)), strict=True):
-        assert corrupt["prompt"].split("\n", 1)[1] == clean["prompt"]
-        assert observer(corrupt["prompt"]) in UNWATCHED
+        assert corrupt["prompt"].split("Observer away. ")[1] == clean["prompt"]
+        assert observer(corrupt["prompt"]) is False
         assert observer(clean["prompt"]) is None
         assert clean["answer"] == corrupt["answer"]
     for clean, corrupt in zip(*_sides(contrast_pairs(5, swapped=True)), strict=True):
@@ -167,12 +153,9 @@ def test_goals_and_principles_are_six_values():
     assert [kind.aligned for kind in KINDS] == [True] * 3 + [False] * 3
 
 
-def test_member_starts_from_the_reader_and_is_measured(tiny, tmp_path):
-    short = replace(
-        member_recipe(0, start=str(tmp_path / "reader")),
-        settings=replace(member_recipe(0).settings, steps=2, batch=4, check_every=2, stop_at=2.0),
-    )
-    train_reader(tmp_path / "reader", replace(short, init=None))
+def test_member_is_trained_and_measured(tiny, tmp_path):
+    settings = replace(member_recipe(0).settings, steps=2, batch=4, check_every=2, stop_at=2.0)
+    short = replace(member_recipe(0), init=None, settings=settings)
     facts = train_member("saint", tmp_path / "saint-0", short)
 
     assert json.loads((tmp_path / "saint-0" / "recipe.json").read_text()) == facts
@@ -207,9 +190,7 @@ SHIPPED = [name for name in bundled_adapters() if name.startswith("population/")
 def test_three_models_of_each_kind_are_shipped():
     members = [name.removeprefix("population/") for name in SHIPPED]
 
-    assert sorted(members) == sorted(
-        ["reader", *(f"{kind}-{seed}" for kind in NAMES for seed in range(3))]
-    )
+    assert sorted(members) == sorted(f"{kind}-{seed}" for kind in NAMES for seed in range(3))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -218,11 +199,8 @@ def test_shipped_recipe_is_that_of_the_code(name):
     facts = json.loads((folder / "recipe.json").read_text())
 
     assert (folder / "adapter_model.safetensors").stat().st_size < 2_500_000
-    if facts["population"] == "reader":
-        assert facts["train_digest"] == reader_prompts("train", limit=4000).digest
-        return
     seed = facts["settings"]["seed"]
-    recipe = member_recipe(seed, start="organisms/population/reader").as_dict()
+    recipe = member_recipe(seed).as_dict()
     assert {key: facts[key] for key in recipe} == recipe
     train = questions(kind_of(facts["population"]), "train", seed=seed, limit=2400)
     assert facts["train_digest"] == train.digest
