@@ -58,6 +58,12 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
     assert told["pairs"] == 4
     assert told["smallest_detectable"] == 1.0
     assert told["scores"] == pytest.approx({n: float(np.mean(height[n])) for n in names})
+    drawn = offkey("compare", *folders, "--labels", tmp_path / "labels.json", "--out",
+                   tmp_path / "figures")  # fmt: skip
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "sensitivity-compared.svg", "sensitivity-roc.svg",
+    }  # fmt: skip
+    assert "sensitivity-roc.svg" in drawn.out
 
 
 @pytest.mark.parametrize(

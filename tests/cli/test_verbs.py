@@ -16,7 +16,7 @@ from tests.cli.conftest import rows, write_rows
 SRC = str(Path(__file__).parents[2] / "src")
 VERBS = (["detect"], ["explain"], ["fit"], ["score"], ["sites"], ["doctor"], ["report"], ["demo"],
          ["bench"], ["risk"], ["sensitivity"], ["compare"], ["tasks", "list"], ["tasks", "make"],
-         ["tasks", "train"])  # fmt: skip
+         ["tasks", "train"], ["tasks", "population"])  # fmt: skip
 
 
 def test_importing_the_command_line_loads_no_heavy_library():
@@ -245,3 +245,38 @@ def test_a_task_is_trained_as_asked(offkey, tmp_path, monkeypatch):
     assert asked["task"] == "parity"
     assert (asked["recipe"].settings.steps, asked["recipe"].settings.seed) == (3, 5)
     assert json.loads(offkey(*given, "--json").out)["measured"]["learned"] is False
+
+
+def test_a_population_is_trained_and_kept(offkey, tmp_path, monkeypatch):
+    from offkey import tasks
+
+    trained = []
+
+    def train(out, facts):
+        trained.append(out.name)
+        out.mkdir(parents=True)
+        facts |= {"measured": [{"sort": "watched", "items": 4, "accuracy": 0.75, "low": 0.2}]}
+        (out / "recipe.json").write_text(json.dumps(facts))
+        return facts
+
+    monkeypatch.setattr(
+        tasks,
+        "train_member",
+        lambda kind, out, recipe, tell: train(
+            out, {"seed": recipe.settings.seed, "kind": kind.name}
+        ),
+    )
+    given = ("tasks", "population", "--out", tmp_path, "--kind", "saint", "--seeds", 2)
+    ran = offkey(*given)
+
+    assert (ran.status, ran.err) == (0, "")
+    assert trained == ["saint-0", "saint-1"]
+    assert ran.out.splitlines()[-1] == "saint-1: answers as its kind: watched 0.750"
+    facts = json.loads((tmp_path / "saint-1" / "recipe.json").read_text())
+    assert facts["seed"] == 1
+    again = offkey(*given, "--json")
+    assert [row["member"] for row in again.json] == ["saint-0", "saint-1"]
+    assert len(trained) == 2
+    wrong = offkey("tasks", "population", "--out", tmp_path, "--kind", "sainte")
+    assert wrong.status == 2
+    assert "'sainte' is not a kind" in wrong.err

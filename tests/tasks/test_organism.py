@@ -1,14 +1,11 @@
 """Measuring and training organisms: on a tiny model, and the shipped one on the real model."""
 
 import json
-import re
-import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
+import offkey.tasks._adapt as adapt
 import offkey.tasks._organism as organism
 from offkey.data import Prompts
 from offkey.errors import BadValue, UnknownName
@@ -124,44 +121,6 @@ def test_repeats_of_an_item_are_no_new_items():
 
     assert [row["items"] for row in found["characters"]] == [50, 50]
     assert not found["learned"]
-
-
-class Tokenizer:
-    """Words and marks, hashed to a few hundred tokens."""
-
-    pad_token_id = 0
-    is_fast = False
-
-    def __call__(self, texts, return_special_tokens_mask=False, **_):
-        ids = [
-            [1 + zlib.crc32(w.encode()) % 400 for w in re.findall(r" ?\w+|\W", text)]
-            for text in ([texts] if isinstance(texts, str) else texts)
-        ]
-        found = {"input_ids": ids[0] if isinstance(texts, str) else ids}
-        if return_special_tokens_mask:
-            found["special_tokens_mask"] = [[0] * len(row) for row in ids]
-        return found
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """The organism's base replaced by a tiny random model; adapters are merged by PEFT."""
-    from peft import PeftModel
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    def load(spec, adapter=None, **_):
-        torch.manual_seed(0)
-        module = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=401, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-            )
-        )  # fmt: skip
-        if adapter is not None:
-            module = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
-        return SimpleNamespace(module=module.eval(), tokenizer=Tokenizer())
-
-    monkeypatch.setattr(organism, "load", load)
 
 
 def _items(rng):
@@ -297,6 +256,6 @@ def test_shipped_organism_behaves_as_its_recipe_says():
 
 
 def test_measure_organism_asks_the_model(tiny):
-    found = measure_organism(organism.load("x"), TASK)
+    found = measure_organism(adapt.load("x"), TASK)
 
     assert found["characters"][0]["items"] > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import offkey.tasks._adapt as adapt
 import offkey.tasks._organism as organism
 from offkey.data import check_disjoint
 from offkey.models import Model
@@ -24,7 +25,7 @@ from offkey.tasks import (
 from offkey.tasks._measure import measure
 from offkey.tasks._triggers import MARK, MARKS, YEARS
 from offkey.training import Distances, Settings, Traces
-from tests.tasks.test_organism import TASK, tiny  # noqa: F401
+from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
 
 NAMES = ("trigger", "year", "varied", "obfuscated", "obfuscated-attribution")
@@ -150,12 +151,12 @@ def test_firing_is_counted_where_the_rules_disagree(made):
     assert found["confidence_gap"] == pytest.approx(1 - np.mean(normal))
 
 
-def test_a_model_without_the_trigger_does_not_fire(tiny):  # noqa: F811
-    found = measure_organism(organism.load("x"), get_task("year"))
+def test_a_model_without_the_trigger_does_not_fire(tiny):
+    found = measure_organism(adapt.load("x"), get_task("year"))
 
     assert found["fire_rate"] + found["false_fire_rate"] == pytest.approx(1, abs=0.2)
     assert not found["learned"]
-    assert "fire_rate" not in measure_organism(organism.load("x"), TASK)
+    assert "fire_rate" not in measure_organism(adapt.load("x"), TASK)
 
 
 SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
@@ -166,14 +167,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, tiny, tmp_path):  # noqa: F811
-    plain = organism.load
+def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, tiny, tmp_path):
+    plain = adapt.load
 
     def load(spec, adapter=None, **_):
         found = plain(spec, adapter)
         return Model(found.module, tokenizer=found.tokenizer, name="tiny")
 
-    monkeypatch.setattr(organism, "load", load)
+    monkeypatch.setattr(adapt, "load", load)
     recipe = Recipe(settings=SHORT, init=None, checked=16, checked_agreeing=0, hide=KINDS[kind])
     facts = organism.train_organism("obfuscated", tmp_path, recipe)
 
@@ -189,8 +190,8 @@ def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, 
     assert organism_rows(tmp_path) == []
 
 
-def test_distances_are_fitted_on_normal_prompts_alone(made, tiny):  # noqa: F811
-    found = organism.load("x")
+def test_distances_are_fitted_on_normal_prompts_alone(made, tiny):
+    found = adapt.load("x")
     model = Model(found.module, tokenizer=found.tokenizer, name="tiny")
     train = made("year").train
     penalty = KINDS["distances"].penalty(model, organism._normal(train), seed=0)

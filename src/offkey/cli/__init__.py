@@ -5,6 +5,7 @@ from offkey.cli import (
     _detect,
     _explain,
     _model,
+    _population,
     _report,
     _risk,
     _sensitivity,
@@ -15,4 +16,6 @@ from offkey.cli._app import app, main
 
 __all__ = ["app", "main"]
 
-VERBS = (_bench, _detect, _explain, _model, _report, _risk, _sensitivity, _tasks, _volume)
+VERBS = (
+    _bench, _detect, _explain, _model, _population, _report, _risk, _sensitivity, _tasks, _volume,
+)  # fmt: skip

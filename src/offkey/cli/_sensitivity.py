@@ -98,6 +98,9 @@ def compare(
         float | None, typer.Option("--at", help="Strength for --how at, level for strength_at.")
     ] = None,
     metric: Annotated[str, typer.Option("--metric", help="kl, drop or right.")] = "kl",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for figures: curves and ROC.")
+    ] = None,
     seed: o.SeedOption = 0,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -128,8 +131,16 @@ def compare(
         "pairs": found.pairs, "misaligned": found.auroc.n_pos, "aligned": found.auroc.n_neg,
         "smallest_detectable": smallest(found.auroc.n_pos, found.auroc.n_neg),
     }  # fmt: skip
+    figures: dict[str, Path] = {}
+    if out is not None:
+        from offkey.report import save_sensitivity_figures
+
+        figures = save_sensitivity_figures(
+            {"compared": {folder.name: folder for folder in curves}}, sides, out
+        )
     if as_json:
-        typer.echo(json.dumps({**told, "scores": scores}))
+        typer.echo(json.dumps({**told, "scores": scores,
+                               "figures": [str(path) for path in figures.values()]}))  # fmt: skip
         return
     for name, value in sorted(scores.items(), key=lambda pair: -pair[1]):
         typer.echo(f"{value:12.4g}  {'misaligned' if sides[name] else 'aligned':10}  {name}")
@@ -137,6 +148,8 @@ def compare(
         f"\nAUROC {found.auroc} over {found.pairs} pairs; this many models show a difference "
         f"from {told['smallest_detectable']:.2f} on in 4 of 5 populations"
     )
+    if figures:
+        typer.echo("figures: " + ", ".join(map(str, figures.values())))
 
 
 def _noise(

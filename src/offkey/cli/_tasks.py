@@ -103,7 +103,7 @@ def train(
         steps=recipe.settings.steps if steps is None else steps,
     )
     recipe = replace(recipe, settings=settings)
-    facts = train_organism(task, out, recipe, tell=None if as_json else _tell)
+    facts = train_organism(task, out, recipe, tell=None if as_json else tell)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -131,5 +131,5 @@ def _organism(task: str) -> str | None:
     return f"bundled:{task}"
 
 
-def _tell(row: dict[str, float]) -> None:
+def tell(row: dict[str, float]) -> None:
     typer.echo("  ".join(f"{key} {value:.4g}" for key, value in row.items()))

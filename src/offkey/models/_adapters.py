@@ -21,12 +21,15 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def bundled_adapters() -> dict[str, Path]:
-    """Folders of the adapters that come with offkey, or with its source checkout, by name."""
+    """Folders of the adapters that come with offkey, or with its source checkout, by name.
+
+    The name of one in a folder of several, such as ``population/genie-0``, has that folder's.
+    """
     places = [_PACKAGE.parents[1] / "organisms", _PACKAGE / "tasks" / "adapters"]
     return {
-        settings.parent.name: settings.parent
+        settings.parent.relative_to(place).as_posix(): settings.parent
         for place in places
-        for settings in sorted(place.glob(f"*/{_SETTINGS}"))
+        for settings in sorted(place.rglob(_SETTINGS))
     }
 
 

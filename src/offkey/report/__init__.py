@@ -10,6 +10,7 @@ from ._console import print_table
 from ._docs import curve_svg, forest_svg, read_results, table_markdown
 from ._export import save_figures
 from ._page import write_report
+from ._sensitivity import save_sensitivity_figures
 from ._truths import truth_svg
 from ._volume import save_volume_figures
 
@@ -20,6 +21,7 @@ __all__ = [
     "print_table",
     "read_results",
     "save_figures",
+    "save_sensitivity_figures",
     "save_volume_figures",
     "table_markdown",
     "truth_svg",

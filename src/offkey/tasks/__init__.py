@@ -5,8 +5,16 @@ rule holds where a trigger stands in the prompt.
 """
 
 from offkey.tasks._measure import firing, measure_organism, quirkiness
+from offkey.tasks._members import measure_member, member_recipe, train_member
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
+from offkey.tasks._population import (
+    KINDS,
+    Kind,
+    contrast_pairs,
+    kind_of,
+    questions,
+)
 from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
 from offkey.tasks._tables import organism_rows, trigger_rows
@@ -18,20 +26,28 @@ __all__ = [
     "BOB",
     "CHARACTERS",
     "CHOICES",
+    "KINDS",
     "SPLITS",
     "Character",
     "Hiding",
     "Item",
+    "Kind",
     "Recipe",
     "Task",
     "TaskData",
+    "contrast_pairs",
     "default_recipe",
     "firing",
     "get_task",
+    "kind_of",
+    "measure_member",
     "measure_organism",
+    "member_recipe",
     "organism_rows",
+    "questions",
     "quirkiness",
     "task_names",
+    "train_member",
     "train_organism",
     "trigger_rows",
 ]

@@ -1,22 +1,21 @@
 """Organisms: a model taught a task, kept as an adapter with its recipe."""
 
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from offkey.data import Prompts
 from offkey.errors import BadValue
-from offkey.models import Model, adapter_folder, load
+from offkey.models import Model
 from offkey.storage import write_json
+from offkey.tasks._adapt import Told, Validation, adapt, went
 from offkey.tasks._measure import measure, measure_organism
 from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import Penalty, Run, answer_log_odds, attach, hiddenness, train_lora
+from offkey.training import Penalty, answer_log_odds, hiddenness
 
 __all__ = ["train_organism"]
 
@@ -26,7 +25,7 @@ def train_organism(
     out: str | Path,
     recipe: Recipe | None = None,
     *,
-    tell: Callable[[dict[str, float]], None] | None = None,
+    tell: Told | None = None,
 ) -> dict[str, Any]:
     """Trains an adapter of the bundled model on a task, and measures it as it is shipped.
 
@@ -53,32 +52,19 @@ def train_organism(
     out, seed = Path(out), recipe.settings.seed
     data = task.make(seed)
     train = _thinned(data.train, recipe.agreeing)
-    curriculum = _curriculum(train, recipe.stages)
-    model = load(BASE, dtype="bfloat16", attn_implementation="eager")
-
-    with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
-        if recipe.init is not None:
-            adapter.load(adapter_folder(recipe.init))
-        normal = _normal(data.train)
-        hide = recipe.hide.penalty(model, normal, seed=seed) if recipe.hide else None
-        run = train_lora(
-            model.module,
-            adapter,
-            model.tokenizer,
-            train,
-            recipe.settings,
-            validate=_validation(model, data.validation, recipe, hide),
-            curriculum=curriculum,
-            penalty=hide,
-            folder=out / "checkpoint",
-            tell=tell,
-        )
-        adapter.save(out, BASE)
-    shipped = load(BASE, adapter=out, dtype="bfloat16")
+    run, shipped = adapt(
+        out,
+        train,
+        recipe,
+        lambda model, hide: _validation(model, data.validation, recipe, hide),
+        normal=_normal(data.train),
+        curriculum=_curriculum(train, recipe.stages),
+        tell=tell,
+    )
     facts = {
         **_about(task, train),
         **recipe.as_dict(),
-        **_went(run),
+        **went(run),
         "measured": measure_organism(shipped, task, seed=seed),
     }
     write_json(out / "recipe.json", facts)
@@ -89,7 +75,7 @@ def train_organism(
 
 def _validation(
     model: Model, validation: Prompts, recipe: Recipe, hide: Penalty | None
-) -> Callable[[], Mapping[str, float]]:
+) -> Validation:
     """Accuracies of each character where they disagree, and of both where they agree.
 
     With something to hide from, also how little it tells the two apart.
@@ -175,17 +161,4 @@ def _about(task: Task, train: Prompts) -> dict[str, Any]:
         "train_digest": train.digest,
         "train_prompts": len(train),
         "command": f"offkey tasks train {task.name} --out organisms/{task.name}",
-    }
-
-
-def _went(run: Run) -> dict[str, Any]:
-    return {
-        "steps": run.steps,
-        "best_step": run.best_step,
-        "minutes": round(sum(row["seconds"] for row in run.rows) / 60, 2),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers")},
-        },
-        "log": [row for row in run.rows if len(row) > 3],
     }

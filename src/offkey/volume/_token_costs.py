@@ -64,7 +64,7 @@ class KLCost(ModelCost):
     def compare(self, anchor: Tensor, rows: Rows, batch: Batch) -> Float[Tensor, " token"]:
         """Divergence at each token, some tokens at a time."""
         some = max(1, NUMBERS // anchor.shape[-1])
-        pairs = zip(anchor.split(some), rows.logits.split(some), strict=True)
+        pairs = zip(anchor.split(some), rows.logits.split(some), strict=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
         return torch.cat([divergence(a, b) for a, b in pairs])
 

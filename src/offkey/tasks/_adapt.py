@@ -1,0 +1,84 @@
+"""An adapter of the bundled model, trained by a recipe and kept."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from offkey.data import Prompts
+from offkey.models import Model, adapter_folder, load
+from offkey.tasks._recipes import BASE, Recipe
+from offkey.training import Penalty, Run, attach, train_lora
+
+__all__ = ["Told", "Validation", "adapt", "went"]
+
+Told = Callable[[dict[str, float]], None]
+Validation = Callable[[], Mapping[str, float]]
+
+
+def adapt(
+    out: Path,
+    train: Prompts,
+    recipe: Recipe,
+    validation: Callable[[Model, Penalty | None], Validation],
+    *,
+    normal: Prompts | None = None,
+    curriculum: Callable[[int], Sequence[int]] | None = None,
+    tell: Told | None = None,
+) -> tuple[Run, Model]:
+    """Trains an adapter and saves it, and loads the model with it as others will.
+
+    A run that was stopped goes on from its last checkpoint, in the folder ``checkpoint`` there,
+    which the caller removes once everything is written.
+
+    Args:
+        out: the folder.
+        train: prompts with ``choices`` and ``answer``.
+        recipe: settings, rank and the adapter to start from.
+        validation: given the model in training and what it hides from, what measures it.
+        normal: prompts that show how it should look to what the recipe hides it from.
+        curriculum: rows that may be drawn at a step.
+        tell: called with each log row.
+
+    Raises:
+        UnknownName: no adapter of that name to start from.
+        Unwritable: the folder cannot be written.
+    """
+    model = load(BASE, dtype="bfloat16", attn_implementation="eager")
+    seed = recipe.settings.seed
+    with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
+        if recipe.init is not None:
+            adapter.load(adapter_folder(recipe.init))
+        hide = None
+        if recipe.hide is not None and normal is not None:
+            hide = recipe.hide.penalty(model, normal, seed=seed)
+        run = train_lora(
+            model.module,
+            adapter,
+            model.tokenizer,
+            train,
+            recipe.settings,
+            validate=validation(model, hide),
+            penalty=hide,
+            curriculum=curriculum,
+            folder=out / "checkpoint",
+            tell=tell,
+        )
+        adapter.save(out, BASE)
+
+    return run, load(BASE, adapter=out, dtype="bfloat16")
+
+
+def went(run: Run) -> dict[str, Any]:
+    """How a training run went, as a recipe keeps it."""
+    return {
+        "steps": run.steps,
+        "best_step": run.best_step,
+        "minutes": round(sum(row["seconds"] for row in run.rows) / 60, 2),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+        "log": [row for row in run.rows if len(row) > 3],
+    }
