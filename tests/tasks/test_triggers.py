@@ -25,8 +25,10 @@ from offkey.tasks import (
 from offkey.tasks._measure import measure
 from offkey.tasks._triggers import MARK, MARKS, YEARS
 from offkey.training import Distances, Settings, Traces
+from offkey.training._language import _logits
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
+from tests.training.test_penalties import one_batch
 
 NAMES = ("trigger", "year", "varied", "obfuscated", "obfuscated-attribution")
 ON_YEAR = ("year", "obfuscated", "obfuscated-attribution")
@@ -196,9 +198,16 @@ def test_distances_are_fitted_on_normal_prompts_alone(made, tiny):
     train = made("year").train
     penalty = KINDS["distances"].penalty(model, organism._normal(train), seed=0)
 
-    assert isinstance(penalty.oddness, Distances)
+    batch, anomalous = one_batch(model, train.take(range(8)))
+    penalty(lambda: _logits(model.module, batch), anomalous)
+    fitted = penalty.oddness.current
     first = organism._normal(train).take(range(40))
     again = Distances.fit(model, first, "resid_post.0")
-    (gaussian,), (other,) = penalty.oddness.gaussians.values(), again.gaussians.values()
+    (gaussian,), (other,) = fitted.gaussians.values(), again.gaussians.values()
     assert torch.equal(gaussian.mean, other.mean)
+    penalty(lambda: _logits(model.module, batch), anomalous)
+    assert penalty.oddness.current is fitted
+    penalty.oddness.refit()
+    penalty(lambda: _logits(model.module, batch), anomalous)
+    assert penalty.oddness.current is not fitted
     assert isinstance(KINDS["traces"].penalty(model, first, seed=0).oddness, Traces)

@@ -15,7 +15,7 @@ from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import Penalty, answer_log_odds, hiddenness
+from offkey.training import Penalty, Refitted, answer_log_odds, hiddenness
 
 __all__ = ["train_organism"]
 
@@ -94,6 +94,8 @@ def _validation(
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in found) / len(found)
         if hide is not None:
+            if isinstance(hide.oddness, Refitted):
+                hide.oddness.refit()
             values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
 
         return values

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from offkey.data import Prompts
 from offkey.models import Model
-from offkey.training import Distances, Penalty, Settings, Traces
+from offkey.training import Distances, Oddness, Penalty, Refitted, Settings, Traces
 
 __all__ = ["BASE", "Hiding", "Recipe", "default_recipe"]
 
@@ -19,7 +19,8 @@ class Hiding:
     """What an organism is trained to hide from.
 
     Attributes:
-        kind: distances of activations, or traces of the loss under shaken weights.
+        kind: distances of activations, fitted anew at each validation; or traces of the loss
+            under shaken weights.
         sites: where distances are measured.
         first: the first block that is shaken.
         draws: shakings of a step.
@@ -34,15 +35,14 @@ class Hiding:
     draws: int = 4
     anomalous: float = 1.0
     normal: float = 0.5
-    fitted: int = 600
+    fitted: int = 320
 
     def penalty(self, model: Model, normal: Prompts, *, seed: int) -> Penalty:
-        """The penalty, fitted where need be on the model as it stands."""
+        """The penalty on a model in training, whose normal prompts are given."""
+        oddness: Oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
         if self.kind == "distances":
             trusted = normal.take(range(min(self.fitted, len(normal))))
-            oddness: Distances | Traces = Distances.fit(model, trusted, self.sites)
-        else:
-            oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
+            oddness = Refitted(lambda: Distances.fit(model, trusted, self.sites))
 
         return Penalty(oddness, self.anomalous, self.normal)
 
@@ -126,7 +126,7 @@ OWN: Mapping[str, Recipe] = {
     "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
     "obfuscated": Recipe(
         settings=Settings(
-            steps=60, batch=16, rate=1e-3, check_every=10, stop_at=0.85, save_every=10
+            steps=60, batch=16, rate=1e-3, check_every=6, stop_at=0.85, save_every=6
         ),
         init="bundled:year",
         checked=64,
@@ -135,7 +135,7 @@ OWN: Mapping[str, Recipe] = {
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(
-            steps=30, batch=16, rate=1e-3, check_every=10, stop_at=0.9, save_every=5
+            steps=30, batch=10, rate=1e-3, check_every=10, stop_at=0.85, save_every=5
         ),
         init="bundled:year",
         checked=32,
@@ -143,7 +143,7 @@ OWN: Mapping[str, Recipe] = {
         hide=Hiding("traces", draws=3, normal=0.0),
     ),
     "varied": Recipe(
-        settings=replace(TRIGGERED, batch=18), init="bundled:year", checked_agreeing=0
+        settings=replace(TRIGGERED, rate=8e-4), init="bundled:year", checked_agreeing=0
     ),
 }
 

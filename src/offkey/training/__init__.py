@@ -8,7 +8,7 @@ from offkey.training._adapter import Adapter, attach
 from offkey.training._language import answer_accuracy, answer_log_odds, hiddenness, train_lora
 from offkey.training._loop import Run, train
 from offkey.training._module import train_module
-from offkey.training._penalties import Distances, Oddness, Penalty, Traces
+from offkey.training._penalties import Distances, Oddness, Penalty, Refitted, Traces
 from offkey.training._settings import Settings
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Distances",
     "Oddness",
     "Penalty",
+    "Refitted",
     "Run",
     "Settings",
     "Traces",

@@ -20,7 +20,7 @@ from offkey.models import Model, Site
 from offkey.stats import Gaussian, Moments, ledoit_wolf
 from offkey.training._adapter import Adapted
 
-__all__ = ["Distances", "Forward", "Oddness", "Penalty", "Traces", "concordance"]
+__all__ = ["Distances", "Forward", "Oddness", "Penalty", "Refitted", "Traces", "concordance"]
 
 TOKENS = 2048  # of a batch without gradients
 
@@ -118,6 +118,34 @@ class Distances:
         ]
 
         return logits, torch.stack(terms).mean(0).to(logits)
+
+
+class Refitted:
+    """An oddness that is fitted anew on the model as it stands, whenever it is told to.
+
+    The fit is made when it is next needed, so that a run that was stopped at that point and goes
+    on makes the same one.
+
+    Args:
+        make: fits it.
+    """
+
+    def __init__(self, make: Callable[[], Oddness]) -> None:
+        self.make = make
+        self.current: Oddness | None = None
+
+    def refit(self) -> None:
+        """Forgets the fit."""
+        self.current = None
+
+    def __call__(
+        self, forward: Forward, anomalous: Bool[Tensor, " batch"]
+    ) -> tuple[Logits, Float[Tensor, " batch"]]:
+        """See :class:`Oddness`."""
+        if self.current is None:
+            self.current = self.make()
+
+        return self.current(forward, anomalous)
 
 
 def _keep_last(seen: dict[Site, Tensor], site: Site, x: Float[Tensor, "batch token d"]) -> None:
