@@ -75,8 +75,8 @@ def main() -> None:
     norms = {m.name: norms_of(m, given.out / m.name) for m in members}
     shared = float(np.mean([norms[m.name]["unswapped"] for m in members]))
     curves: dict[str, dict[str, Curve]] = {preset: {} for preset in CURVES}
-    for member in members:
-        for preset, measure in CURVES.items():
+    for preset, measure in CURVES.items():
+        for member in members:
             folder = given.out / member.name / preset
             curves[preset][member.name] = kept(
                 folder, lambda m=member, f=measure: f(m, norms[m.name], shared)
