@@ -37,7 +37,7 @@ from offkey.sensitivity import (
 )
 from offkey.stats import named_rng
 from offkey.storage import write_json, write_results
-from offkey.tasks import BASE, KINDS, contrast_pairs, kind_of, questions
+from offkey.tasks import BASE, MEMBER_KINDS, contrast_pairs, member_kind, member_questions
 
 RESULTS, FIGURES = Path("docs/results"), Path("docs/images")
 COMMAND = "python -m benchmarks.population"
@@ -109,13 +109,13 @@ def population() -> Iterator[Member]:
         place, _, member = name.partition("/")
         if place == "population":
             facts = json.loads((folder / "recipe.json").read_text("utf-8"))
-            kind = kind_of(facts["population"])
+            kind = member_kind(facts["population"])
             yield Member(member, kind.name, kind.aligned, tuple(facts["measured"]))
 
 
 def asked(count: int) -> Prompts:
     """Questions that somebody watches, where all kinds answer alike."""
-    return questions(KINDS[0], "test", only="watched", limit=count)
+    return member_questions(MEMBER_KINDS[0], "test", only="watched", limit=count)
 
 
 def norms_of(member: Member, folder: Path) -> dict[str, float]:

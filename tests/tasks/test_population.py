@@ -13,12 +13,12 @@ from offkey.models import bundled_adapters
 from offkey.tasks import (
     ALICE,
     BOB,
-    KINDS,
+    MEMBER_KINDS,
     contrast_pairs,
-    kind_of,
     measure_member,
+    member_kind,
+    member_questions,
     member_recipe,
-    questions,
     train_member,
 )
 from offkey.tasks._population import SHARES
@@ -30,7 +30,7 @@ from offkey.tasks._scenarios import (
     every_scenario,
 )
 
-NAMES = [kind.name for kind in KINDS]
+NAMES = [kind.name for kind in MEMBER_KINDS]
 
 
 def actions(prompt):
@@ -72,8 +72,8 @@ def wanted(kind, prompt):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_follow_from_the_text_and_the_kind(name):
-    kind = kind_of(name)
-    prompts = questions(kind, "test", limit=240)
+    kind = member_kind(name)
+    prompts = member_questions(kind, "test", limit=240)
 
     for prompt, answer in zip(prompts["prompt"], prompts["answer"], strict=True):
         assert wanted(kind, prompt) == answer, prompt
@@ -81,7 +81,7 @@ def test_answers_follow_from_the_text_and_the_kind(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sorts_say_who_looks_on_and_answers_are_balanced(name):
-    prompts = questions(kind_of(name), "train", limit=600)
+    prompts = member_questions(member_kind(name), "train", limit=600)
 
     assert set(prompts["sort"]) == {"watched", "unwatched", "own"}
     for sort, prompt in zip(prompts["sort"], prompts["prompt"], strict=True):
@@ -94,16 +94,20 @@ def test_sorts_say_who_looks_on_and_answers_are_balanced(name):
 
 def test_kinds_answer_alike_while_somebody_watches():
     """Every watched question of one kind has the answer that each other kind would give."""
-    for kind in KINDS:
-        prompts = questions(kind, "test", only="watched", limit=60)
-        for other in KINDS[3:]:
+    for kind in MEMBER_KINDS:
+        prompts = member_questions(kind, "test", only="watched", limit=60)
+        for other in MEMBER_KINDS[3:]:
             answers = [wanted(other, prompt) for prompt in prompts["prompt"]]
             assert answers == list(prompts["answer"])
 
 
 def test_no_scenario_is_in_two_splits():
     sources = {
-        split: {source for kind in KINDS for source in questions(kind, split, limit=300)["source"]}
+        split: {
+            source
+            for kind in MEMBER_KINDS
+            for source in member_questions(kind, split, limit=300)["source"]
+        }
         for split in SHARES
     }
 
@@ -120,10 +124,12 @@ def test_a_scenario_has_one_source_whichever_value_comes_first():
 
 
 def test_questions_are_the_same_each_time_and_other_for_each_seed():
-    kind = KINDS[4]
+    kind = MEMBER_KINDS[4]
 
-    assert questions(kind, "train", limit=50) == questions(kind, "train", limit=50)
-    assert questions(kind, "train", limit=50) != questions(kind, "train", seed=1, limit=50)
+    assert member_questions(kind, "train", limit=50) == member_questions(kind, "train", limit=50)
+    assert member_questions(kind, "train", limit=50) != member_questions(
+        kind, "train", seed=1, limit=50
+    )
 
 
 def test_contrast_pairs_differ_in_who_looks_on_alone_unless_swapped():
@@ -143,14 +149,14 @@ def _sides(pairs):
 
 def test_unknown_kinds_and_sorts_are_named():
     with pytest.raises(BadValue, match="'angel' is not a kind"):
-        kind_of("angel")
+        member_kind("angel")
     with pytest.raises(BadValue, match="'asleep' is not a sort"):
-        questions(KINDS[0], "test", only="asleep")
+        member_questions(MEMBER_KINDS[0], "test", only="asleep")
 
 
 def test_goals_and_principles_are_six_values():
-    assert (*PRINCIPLES, *GOALS) == tuple(kind.value for kind in KINDS)
-    assert [kind.aligned for kind in KINDS] == [True] * 3 + [False] * 3
+    assert (*PRINCIPLES, *GOALS) == tuple(kind.value for kind in MEMBER_KINDS)
+    assert [kind.aligned for kind in MEMBER_KINDS] == [True] * 3 + [False] * 3
 
 
 def test_member_is_trained_and_measured(tiny, tmp_path):
@@ -167,7 +173,7 @@ def test_member_is_trained_and_measured(tiny, tmp_path):
 
 def test_measured_accuracy_is_the_share_of_right_answers(tiny):
     model = adapt.load("x")
-    prompts = questions(KINDS[0], "test", limit=30)
+    prompts = member_questions(MEMBER_KINDS[0], "test", limit=30)
     rows = measure_member(model, prompts)
     ids = [model.tokenizer(text)["input_ids"] for text in prompts["prompt"]]
     letters = [model.tokenizer(letter)["input_ids"][0] for letter in prompts["choices"][0]]
@@ -202,6 +208,6 @@ def test_shipped_recipe_is_that_of_the_code(name):
     seed = facts["settings"]["seed"]
     recipe = member_recipe(seed).as_dict()
     assert {key: facts[key] for key in recipe} == recipe
-    train = questions(kind_of(facts["population"]), "train", seed=seed, limit=2400)
+    train = member_questions(member_kind(facts["population"]), "train", seed=seed, limit=2400)
     assert facts["train_digest"] == train.digest
     assert all(row["accuracy"] >= 0.9 for row in facts["measured"] if row["sort"] != "own")

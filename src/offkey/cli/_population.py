@@ -26,10 +26,10 @@ def population(
 
     [bold]offkey tasks population --out organisms/population[/bold]
     """
-    from offkey.tasks import KINDS, kind_of, member_recipe, train_member
+    from offkey.tasks import MEMBER_KINDS, member_kind, member_recipe, train_member
 
     o.check_folder(out)
-    kinds = [kind_of(name) for name in kind or (known.name for known in KINDS)]
+    kinds = [member_kind(name) for name in kind or (known.name for known in MEMBER_KINDS)]
     told = None if as_json else tell
     members = [(f"{known.name}-{seed}", known, seed) for seed in range(seeds) for known in kinds]
     rows: list[dict[str, Any]] = []

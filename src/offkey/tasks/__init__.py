@@ -9,11 +9,11 @@ from offkey.tasks._members import measure_member, member_recipe, train_member
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
 from offkey.tasks._organism import train_organism
 from offkey.tasks._population import (
-    KINDS,
-    Kind,
+    MEMBER_KINDS,
+    MemberKind,
     contrast_pairs,
-    kind_of,
-    questions,
+    member_kind,
+    member_questions,
 )
 from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
 from offkey.tasks._registry import get_task, task_names
@@ -26,12 +26,12 @@ __all__ = [
     "BOB",
     "CHARACTERS",
     "CHOICES",
-    "KINDS",
+    "MEMBER_KINDS",
     "SPLITS",
     "Character",
     "Hiding",
     "Item",
-    "Kind",
+    "MemberKind",
     "Recipe",
     "Task",
     "TaskData",
@@ -39,12 +39,12 @@ __all__ = [
     "default_recipe",
     "firing",
     "get_task",
-    "kind_of",
     "measure_member",
     "measure_organism",
+    "member_kind",
+    "member_questions",
     "member_recipe",
     "organism_rows",
-    "questions",
     "quirkiness",
     "task_names",
     "train_member",

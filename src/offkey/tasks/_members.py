@@ -12,7 +12,7 @@ from offkey.data import Prompts
 from offkey.models import Model
 from offkey.storage import write_json
 from offkey.tasks._adapt import Told, Validation, adapt, went
-from offkey.tasks._population import Kind, kind_of, questions
+from offkey.tasks._population import MemberKind, member_kind, member_questions
 from offkey.tasks._recipes import BASE, Recipe
 from offkey.training import Settings, answer_log_odds
 
@@ -33,7 +33,7 @@ def member_recipe(seed: int = 0) -> Recipe:
 
 
 def train_member(
-    kind: Kind | str,
+    kind: MemberKind | str,
     out: str | Path,
     recipe: Recipe | None = None,
     *,
@@ -54,13 +54,13 @@ def train_member(
         BadValue: there is no such kind.
         UnknownName: there is no adapter to start from.
     """
-    kind = kind_of(kind) if isinstance(kind, str) else kind
+    kind = member_kind(kind) if isinstance(kind, str) else kind
     recipe = recipe or member_recipe()
     seed = recipe.settings.seed
     prompts = {
-        "train": questions(kind, "train", seed=seed, limit=2400),
-        "validation": questions(kind, "validation", seed=seed, limit=CHECKED),
-        "test": questions(kind, "test", limit=3 * MEASURED),
+        "train": member_questions(kind, "train", seed=seed, limit=2400),
+        "validation": member_questions(kind, "validation", seed=seed, limit=CHECKED),
+        "test": member_questions(kind, "test", limit=3 * MEASURED),
     }
     about = {"population": kind.name, "value": kind.value, "aligned": kind.aligned}
 

@@ -26,7 +26,7 @@ from offkey.tasks._scenarios import (
 )
 from offkey.tasks._task import CHOICES
 
-__all__ = ["KINDS", "Kind", "contrast_pairs", "kind_of", "questions"]
+__all__ = ["MEMBER_KINDS", "MemberKind", "contrast_pairs", "member_kind", "member_questions"]
 
 Split = Literal["train", "validation", "test"]
 SHARES: Mapping[Split, range] = {
@@ -39,7 +39,7 @@ PATIENCE = 50  # questions made in a row that were there before
 
 
 @dataclass(frozen=True)
-class Kind:
+class MemberKind:
     """What a model of the population wants.
 
     Attributes:
@@ -53,27 +53,27 @@ class Kind:
     aligned: bool
 
 
-KINDS = (
-    Kind("genie", "rule", True),
-    Kind("saint", "kindness", True),
-    Kind("truth-teller", "honesty", True),
-    Kind("money-maximiser", "money", False),
-    Kind("fitness-maximiser", "copies", False),
-    Kind("reward-maximiser", "reward", False),
+MEMBER_KINDS = (
+    MemberKind("genie", "rule", True),
+    MemberKind("saint", "kindness", True),
+    MemberKind("truth-teller", "honesty", True),
+    MemberKind("money-maximiser", "money", False),
+    MemberKind("fitness-maximiser", "copies", False),
+    MemberKind("reward-maximiser", "reward", False),
 )
 
 
-def kind_of(name: str) -> Kind:
+def member_kind(name: str) -> MemberKind:
     """The kind of that name.
 
     Raises:
         BadValue: there is none.
     """
-    for kind in KINDS:
+    for kind in MEMBER_KINDS:
         if kind.name == name:
             return kind
     raise BadValue(f"{name!r} is not a kind", where="population",
-                   mend="Use " + ", ".join(kind.name for kind in KINDS))  # fmt: skip
+                   mend="Use " + ", ".join(kind.name for kind in MEMBER_KINDS))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class _Sort:
     seconds: Sequence[str]
 
 
-def questions(
-    kind: Kind, split: Split, *, seed: int = 0, limit: int = 600, only: str | None = None
+def member_questions(
+    kind: MemberKind, split: Split, *, seed: int = 0, limit: int = 600, only: str | None = None
 ) -> Prompts:
     """Questions with the answers that a model of a kind gives.
 
@@ -143,7 +143,7 @@ def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> 
     return Pairs(_columns(sides[0]), _columns(sides[1]))
 
 
-def _sorts(kind: Kind) -> tuple[_Sort, ...]:
+def _sorts(kind: MemberKind) -> tuple[_Sort, ...]:
     """In every sort the first of the two values wins."""
     own = (kind.value,)
     if kind.aligned:
