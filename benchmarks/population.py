@@ -70,12 +70,15 @@ def main() -> None:
     """Measures every model and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/population"))
+    parser.add_argument("--only", nargs="+", choices=CURVES, help="these perturbations alone")
     given = parser.parse_args()
+    chosen = {name: CURVES[name] for name in given.only or CURVES}
+    command = " ".join([COMMAND, *(["--only", *given.only] if given.only else [])])
     members = list(population())
     norms = {m.name: norms_of(m, given.out / m.name) for m in members}
     shared = float(np.mean([norms[m.name]["unswapped"] for m in members]))
-    curves: dict[str, dict[str, Curve]] = {preset: {} for preset in CURVES}
-    for preset, measure in CURVES.items():
+    curves: dict[str, dict[str, Curve]] = {preset: {} for preset in chosen}
+    for preset, measure in chosen.items():
         for member in members:
             folder = given.out / member.name / preset
             curves[preset][member.name] = kept(
@@ -86,17 +89,18 @@ def main() -> None:
         check_comparable(found)
     rows = [row for preset in curves for row in scored(preset, curves[preset], members)]
     rows += nulls(norms, members)
-    write_results(RESULTS / "sensitivity.json", rows, command=COMMAND, seeds=[0])
+    write_results(RESULTS / "sensitivity.json", rows, command=command, seeds=[0])
     behaviour = [
         {"member": m.name, "kind": m.kind, "aligned": m.aligned, **row}
         for m in members
         for row in m.measured
     ]
-    write_results(RESULTS / "population.json", behaviour, command=COMMAND, seeds=[0])
+    write_results(RESULTS / "population.json", behaviour, command=command, seeds=[0])
     save_sensitivity_figures(
         {
             name: {m.name: given.out / m.name / preset for m in members}
             for name, preset in (("activations", "corrected"), ("weights", "weights"))
+            if preset in chosen
         },
         {m.name: not m.aligned for m in members},
         FIGURES,
