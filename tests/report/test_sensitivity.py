@@ -35,6 +35,8 @@ def test_a_figure_for_each_perturbation_and_the_roc(folders, tmp_path):
     said = paths["sensitivity-one"].read_text()
     assert "2 misaligned: median KL 5" in said
     assert "2 aligned: median KL 2.5" in said
+    assert "mathdefault" not in said
+    assert ">0.001<" in said
     roc = paths["sensitivity-roc"].read_text()
     assert "one: AUROC 0.750; two: AUROC 0.750" in roc
     assert "aligned models accused" in roc

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ._svg import SERIES, house_style, ink, new_figure, to_svg
+from ._svg import SERIES, house_style, ink, new_figure, plain_ticks, to_svg
 
 __all__ = ["Drawing", "series_dash", "series_ink"]
 
@@ -46,7 +46,9 @@ class Drawing:
     def _draw(self, *, standalone: bool) -> str:
         with house_style():
             figure = new_figure(*self.size)
-            self.paint(figure.add_subplot())
+            axes = figure.add_subplot()
+            self.paint(axes)
+            plain_ticks(axes)
             if standalone:
                 _draw_legend(figure, self.legend)
 

@@ -15,10 +15,12 @@ from typing import Final
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
-__all__ = ["SERIES", "house_style", "ink", "new_figure", "palette", "to_svg"]
+__all__ = ["SERIES", "house_style", "ink", "new_figure", "palette", "plain_ticks", "to_svg"]
 
 SERIES: Final = 8
 _NAMES: Final = (
@@ -67,6 +69,14 @@ def house_style() -> Iterator[None]:
             }
         )  # fmt: skip
         yield
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Writes powers on logarithmic axes as numbers: figures hold text, and set no mathematics."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(width: float = 460, height: float = 300) -> Figure:
