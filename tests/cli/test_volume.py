@@ -33,6 +33,7 @@ def test_it_prints_what_the_function_gives(offkey, asked, home, tmp_path):
     for name in ("radii", "volume"):
         figure = (tmp_path / f"{name}.svg").read_text()
         assert figure.startswith("<svg")
+        assert "mathdefault" not in figure
         assert "<title" in figure
     again = offkey(
         *asked, "--sigma", 0.3, "--eps", 0.1, "--eps", 0.01, "--out", tmp_path, "--json"
