@@ -41,7 +41,7 @@ from offkey.tasks import BASE, MEMBER_KINDS, contrast_pairs, member_kind, member
 
 RESULTS, FIGURES = Path("docs/results"), Path("docs/images")
 COMMAND = "python -m benchmarks.population"
-RADII = tuple(np.geomspace(0.5, 16, 6).round(4).tolist())
+RADII = tuple(np.geomspace(16, 512, 6).round(4).tolist())  # at 16 no answer moves yet
 LAYER = 15
 ASKED, ASKED_SLOWLY, DRAWS = (
     40,
