@@ -17,7 +17,7 @@ from offkey.storage import ShardFolder, load_state, save_state, sha256_json, wri
 
 __all__ = ["FAILURES", "Found", "Store", "told"]
 
-FAILURES = (OffkeyError, RuntimeError, ValueError, ArithmeticError, NotImplementedError)
+FAILURES = (OffkeyError, RuntimeError, ValueError, ArithmeticError)
 """What may go wrong with one row of the table while the others go on."""
 
 KIND = "prepared feature"

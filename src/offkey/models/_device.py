@@ -31,7 +31,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise BadValue(
             f"{device} cannot be used here ({str(error).splitlines()[0]})",
             where="device",

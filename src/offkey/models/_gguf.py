@@ -74,7 +74,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Unpacked:
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError) as error:
+    except (ValueError, KeyError, RuntimeError, IndexError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"cannot be read ({said})",

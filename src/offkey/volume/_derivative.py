@@ -43,7 +43,7 @@ def bending(
 
     try:
         logits, moving = torch.func.jvp(outputs, (moved,), (tangents,))
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         raise BadValue(
             "a part of the model has no forward-mode derivative",
             where="search start jvp",
