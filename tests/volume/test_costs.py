@@ -195,7 +195,7 @@ def test_only_what_matches_moves():
     moved = []
     cost = KLCost(model, [padded_batch()])
     inner = cost.evaluate
-    cost.evaluate = lambda delta: (moved.append(set(delta)), inner(delta))[1]
+    cost.evaluate = lambda delta, among=None: (moved.append(set(delta)), inner(delta))[1]
     found = estimate_volume(cost, 0.01, Gaussian(0.2), n=2, params="*.layers.1.mlp.*")
 
     assert moved[-1] == {f"model.layers.1.mlp.{n}_proj.weight" for n in ("gate", "up", "down")}

@@ -36,10 +36,11 @@ class Planted(Cost):
     def is_single(self):
         return False
 
-    def evaluate(self, delta):
+    def evaluate(self, delta, among=None):
         self.forwards += 1
         r = float(delta["x"].norm()) if delta else 0.0
-        return np.array([f(r) for f in self.functions])
+        told = np.array([f(r) for f in self.functions])
+        return told if among is None else told[among]
 
     def fingerprint(self):
         return {}
@@ -128,7 +129,7 @@ def test_forward_passes_do_not_grow_with_the_prompts(count):
     cost = KLCost(random_model("llama"), [batch_of(rows)], tokens="last", reduce="per_example")
     found = radii(cost, 0.01, 4, np.geomspace(0.3, 3, 5))
 
-    assert found.forwards == 4 * 5
+    assert found.forwards == found.evaluations <= 4 * 5
     assert found.values.shape == (count, 4)
 
 
@@ -159,3 +160,40 @@ def test_other_settings_that_cannot_be():
         radii(Planted([lambda r: r]), 0.0, 2, (1.0, 2.0))
     with pytest.raises(InvalidAnchor, match="is 1, not 0"):
         radii(Planted([lambda r: r + 1]), 1.0, 2, (1.0, 2.0))
+
+
+@pytest.mark.parametrize("packs", [[ROWS], [ROWS[:1], ROWS[1:]], [ROWS, ROWS[::-1]]])
+def test_those_that_have_crossed_are_not_run_again(packs, monkeypatch):
+    cost = KLCost(
+        random_model("llama"), [batch_of(r) for r in packs], tokens="last", reduce="per_example"
+    )
+    grid, asked, whole = np.geomspace(0.02, 30, 12), [], []
+    evaluate = cost.evaluate
+
+    def watched(delta, among=None):
+        asked.append(len(cost.ids) if among is None else among.sum())
+        whole.append(evaluate(delta))
+        return whole[-1] if among is None else whole[-1][among]
+
+    monkeypatch.setattr(cost, "evaluate", watched)
+    slow = radii(cost, 0.01, 1, grid)
+    monkeypatch.undo()
+    # Fewer rows may be multiplied in another order.
+    np.testing.assert_allclose(radii(cost, 0.01, 1, grid).logs, slow.logs, rtol=1e-4)
+    left = [(np.maximum.accumulate(whole)[k] < 0.01).sum() for k in range(len(whole))]
+    assert asked == [len(cost.ids), *left[:-1]]
+    assert left[-1] == 0 < left[-2]
+
+
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_costs_of_some_examples_are_those_of_all(tokens):
+    model, batch = random_model("llama"), padded_batch()
+    cost = KLCost(model, [batch, batch], tokens=tokens, reduce="per_example", start=1)
+    step = {n: 0.1 * torch.ones_like(cost.parameters[n]) for n in later_half(model)[1]}
+    whole, some = cost(step), np.arange(2 * len(batch)) % 2 == 1
+
+    np.testing.assert_allclose(cost(step, among=some), whole[some], rtol=1e-4)
+    assert cost.forwards == 2 * 3
+    only_second = np.arange(2 * len(batch)) == len(batch)
+    np.testing.assert_allclose(cost(step, among=only_second), whole[only_second], rtol=1e-4)
+    assert cost.forwards == 2 * 3 + 1

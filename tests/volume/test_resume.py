@@ -103,7 +103,7 @@ def test_a_models_run_resumes(tmp_path):
     whole = estimate_volume(KLCost(model, [padded_batch()]), 0.01, Gaussian(0.2), n=4)
     stopping = KLCost(model, [padded_batch()])
     inner = stopping.evaluate
-    stopping.evaluate = lambda d: interrupt() if stopping.evaluations > 6 else inner(d)
+    stopping.evaluate = lambda d, _=None: interrupt() if stopping.evaluations > 6 else inner(d)
     with pytest.raises(KeyboardInterrupt):
         estimate_volume(stopping, 0.01, Gaussian(0.2), n=4, out=tmp_path)
     again = estimate_volume(

@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ["Batch", "Role"]
 
+TENSORS = ("mask", "positions", "roles", "choices", "target")
+"""What a batch may hold beside its inputs, a row each."""
+
 
 class Role(IntEnum):
     """What a token belongs to."""
@@ -46,11 +49,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def select(self, keep: Bool[Tensor, " batch"]) -> Self:
+        """The rows that are kept, padded as they were."""
+        rows = keep.nonzero()[:, 0].tolist()
+        parts = {
+            name: value[keep.to(value.device)]
+            for name in TENSORS
+            if (value := getattr(self, name)) is not None
+        }
+        inputs = {name: value[keep.to(value.device)] for name, value in self.inputs.items()}
+
+        return replace(self, inputs=inputs, ids=tuple(self.ids[row] for row in rows), **parts)
+
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on ``device``."""
         moved = {
             name: value.to(device)
-            for name in ("mask", "positions", "roles", "choices", "target")
+            for name in TENSORS
             if (value := getattr(self, name)) is not None
         }
         inputs = {name: value.to(device) for name, value in self.inputs.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from offkey.errors import BadValue
@@ -38,8 +38,10 @@ class Cost(ABC):
         """Every parameter that could move, at the anchor."""
 
     @abstractmethod
-    def evaluate(self, delta: Mapping[str, Tensor]) -> Float64[Array, " n"]:
-        """Costs of one perturbation: of each example, or a single one."""
+    def evaluate(
+        self, delta: Mapping[str, Tensor], among: Bool[Array, " n"] | None = None
+    ) -> Float64[Array, " m"]:
+        """Costs of one perturbation: of the examples in ``among``, of all, or a single one."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -50,11 +52,18 @@ class Cost(ABC):
         """Whether it gives one number."""
         return True
 
-    def __call__(self, delta: Mapping[str, Tensor]) -> Float64[Array, " n"]:
-        """Costs of one perturbation, in nats where the cost has a unit; counted."""
+    def __call__(
+        self, delta: Mapping[str, Tensor], among: Bool[Array, " n"] | None = None
+    ) -> Float64[Array, " m"]:
+        """Costs of one perturbation, in nats where the cost has a unit; counted.
+
+        Args:
+            delta: what is added to the parameters.
+            among: the examples that are asked for, where each has a cost.
+        """
         self.evaluations += 1
 
-        return self.evaluate(delta)
+        return self.evaluate(delta, among)
 
     def many(self, deltas: Mapping[str, Tensor]) -> Float64[Array, " m"]:
         """Costs of perturbations stacked along a leading axis; for a ``block`` above 1."""
@@ -113,8 +122,10 @@ class FunctionCost(Cost):
         """The anchor."""
         return self._parameters
 
-    def evaluate(self, delta: Mapping[str, Tensor]) -> Float64[Array, " n"]:
-        """The function's value at one perturbation."""
+    def evaluate(
+        self, delta: Mapping[str, Tensor], among: Bool[Array, " n"] | None = None
+    ) -> Float64[Array, " m"]:
+        """The function's value at one perturbation; it has no examples to choose among."""
         if self.block > 1:
             return self._values({name: value[None] for name, value in delta.items()}, lead=1)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from offkey.data import Batch
@@ -16,7 +16,7 @@ from offkey.errors import BadInput, BadValue, NonFiniteCost
 from offkey.models import Model
 from offkey.volume._costs import Cost
 from offkey.volume._derivative import bending
-from offkey.volume._outputs import Rows, alone, logits_of
+from offkey.volume._outputs import Rows, logits_of
 from offkey.volume._tail import Tail
 from offkey.volume._warnings import DuplicateExamples
 
@@ -57,6 +57,7 @@ class ModelCost(Cost):
         self.batches = [batch.to(model.device) for batch in batches]
         self.tail = None if start is None else Tail(model, start)
         self._anchors: list[Tensor] = []
+        self._counts: list[Tensor] = []
         if reduce == "mean":
             self._warn_of_duplicates()
 
@@ -83,9 +84,10 @@ class ModelCost(Cost):
     def anchors(self) -> list[Tensor]:
         """What the tokens of each batch are held against."""
         if not self._anchors:
-            made = []
+            made, self._counts = [], []
             for number, batch in enumerate(self.batches):
                 rows = self._rows(number, batch, first=True)
+                self._counts.append(torch.from_numpy(self.counted(rows, batch).counts))
                 told = self.anchor(rows, batch)
                 finite = told.isfinite().view(len(told), -1).all(1)
                 if not bool(finite.all()):
@@ -98,14 +100,19 @@ class ModelCost(Cost):
 
         return self._anchors
 
-    def evaluate(self, delta: Mapping[str, Tensor]) -> Float64[Array, " n"]:
-        """The cost of one perturbation."""
+    def evaluate(
+        self, delta: Mapping[str, Tensor], among: Bool[Array, " n"] | None = None
+    ) -> Float64[Array, " m"]:
+        """The cost of one perturbation; examples that are not asked for are not run."""
         anchors = self.anchors
         totals, counts = [], []
         with self.model.perturbed(delta):
-            for number, batch in enumerate(self.batches):
-                rows = self._rows(number, batch, first=False)
-                told = self.compare(anchors[number], rows, batch).cpu().double().numpy()
+            for number, batch, keep in self._asked(among):
+                rows = self._rows(number, batch, keep)
+                anchor = anchors[number]
+                if keep is not None:
+                    anchor = anchor[keep.repeat_interleave(self._counts[number]).to(anchor.device)]
+                told = self.compare(anchor, rows, batch).cpu().double().numpy()
                 count = self.counted(rows, batch).counts
                 owners = np.repeat(np.arange(len(count)), count)
                 totals.append(np.bincount(owners, told, minlength=len(count)))
@@ -186,7 +193,7 @@ class ModelCost(Cost):
     def outputs(self, batch: Batch) -> Iterator[Tensor]:
         """Logits of each example's tokens, by a plain pass of each alone."""
         for number in range(len(batch)):
-            one = alone(batch, number)
+            one = batch.select(torch.arange(len(batch)) == number)
             self.forwards += 1
             logits = logits_of(self.model.forward(one, **self._extra))
             yield Rows.of(logits, one, only_last=self.only_last).logits
@@ -195,7 +202,28 @@ class ModelCost(Cost):
     def _extra(self) -> dict[str, int]:
         return {"logits_to_keep": 1} if self.only_last else {}
 
-    def _rows(self, number: int, batch: Batch, *, first: bool) -> Rows:
+    def _asked(
+        self, among: Bool[Array, " n"] | None
+    ) -> Iterator[tuple[int, Batch, Bool[Tensor, " batch"] | None]]:
+        """What is run of each batch, and which of its examples those are; None for all."""
+        start = 0
+        for number, batch in enumerate(self.batches):
+            stop = start + len(batch)
+            keep = None if among is None else torch.from_numpy(among[start:stop])
+            start = stop
+            if keep is None or bool(keep.all()):
+                yield number, batch, None
+            elif bool(keep.any()):
+                yield number, batch.select(keep), keep
+
+    def _rows(
+        self,
+        number: int,
+        batch: Batch,
+        keep: Bool[Tensor, " batch"] | None = None,
+        *,
+        first: bool = False,
+    ) -> Rows:
         """Logits of the tokens that count."""
         self.forwards += 1
         with torch.inference_mode():
@@ -204,7 +232,7 @@ class ModelCost(Cost):
             elif first:
                 raw = self.tail.first(number, batch, **self._extra)
             else:
-                raw = self.tail.again(number, batch, **self._extra)
+                raw = self.tail.again(number, batch, keep, **self._extra)
 
             return Rows.of(logits_of(raw), batch, only_last=self.only_last)
 

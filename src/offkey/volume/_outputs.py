@@ -1,6 +1,5 @@
 """Logits of the tokens that count, out of whatever a model returns."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor
 from offkey.data import Batch
 from offkey.errors import BadInput, MissingMask
 
-__all__ = ["Rows", "alone", "logits_of"]
+__all__ = ["Rows", "logits_of"]
 
 Array = np.ndarray
 
@@ -63,16 +62,3 @@ def logits_of(raw: Any) -> Tensor:
         raise BadInput(f"the model gives {type(raw).__name__}, not logits", where="cost")
 
     return found
-
-
-def alone(batch: Batch, number: int) -> Batch:
-    """One example of a batch."""
-    one = slice(number, number + 1)
-    parts = {
-        name: value[one]
-        for name in ("mask", "positions", "target")
-        if (value := getattr(batch, name)) is not None
-    }
-    inputs = {name: value[one] for name, value in batch.inputs.items()}
-
-    return replace(batch, inputs=inputs, ids=batch.ids[one], roles=None, choices=None, **parts)

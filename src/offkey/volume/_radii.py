@@ -31,7 +31,7 @@ class Radii:
             law that holds near the anchor, those above it stay at its end.
         grid: the radii that were evaluated, ``[g]``.
         forwards: forward passes of the model spent, the anchor's not included.
-        evaluations: perturbations evaluated: directions times grid.
+        evaluations: perturbations evaluated: at most directions times grid.
     """
 
     values: Float64[Array, "n k"]
@@ -53,8 +53,9 @@ def radii(
 ) -> Radii:
     """The radius of each example along each direction, from one shared grid.
 
-    One evaluation gives the cost of all examples, so the number of evaluations is directions
-    times grid, however many examples there are. Between two radii of the grid the logarithm of
+    One evaluation gives the cost of all examples, so the number of evaluations is at most
+    directions times grid, however many examples there are; an example that has crossed is not run
+    at longer radii. Between two radii of the grid the logarithm of
     the cost is interpolated in the logarithm of the radius; the first crossing counts.
 
     Args:
@@ -87,7 +88,7 @@ def radii(
     found = []
     for number in numbers:
         ray = sampler.ray(Noise(seed, number))
-        costs = np.stack([cost_per_example(Step(ray, x / ray.length)) for x in r], axis=1)
+        costs = _until_crossed(cost_per_example, ray, r, eps, len(still))
         found.append(_crossings(costs, r, eps))
         ray.forget()
     logs, censored = (np.stack(part, axis=1) for part in zip(*found, strict=True))
@@ -131,6 +132,21 @@ def typical_radius(
         raise BadValue("no direction crosses the cutoff", where="radii", mend="Give the grid")
 
     return float(np.median(told))
+
+
+def _until_crossed(
+    cost: Cost, ray: Ray, grid: Float64[Array, " g"], eps: float, count: int
+) -> Float64[Array, "n g"]:
+    """The cost of each example at each radius up to its first crossing, infinite beyond it."""
+    costs = np.full((count, len(grid)), np.inf)
+    below = np.ones(count, dtype=bool)
+    for place, x in enumerate(grid):
+        costs[below, place] = cost(Step(ray, x / ray.length), among=below)
+        below &= costs[:, place] < eps
+        if not below.any():
+            break
+
+    return costs
 
 
 def _crossings(

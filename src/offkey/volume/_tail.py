@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from offkey.data import Batch
 from offkey.errors import BadValue
@@ -46,9 +48,14 @@ class Tail:
         finally:
             handle.remove()
 
-    def again(self, number: int, batch: Batch, **extra: Any) -> Any:
-        """The pass of a batch whose earlier blocks are not run again."""
-        with _standing_in(self.early, self._given[number]):
+    def again(
+        self, number: int, batch: Batch, keep: Bool[Tensor, " n"] | None = None, **extra: Any
+    ) -> Any:
+        """The pass of a batch, or of what is kept of it, without its earlier blocks."""
+        given = self._given[number]
+        if keep is not None:
+            given = tree_map_only(Tensor, lambda part: part[keep.to(part.device)], given)
+        with _standing_in(self.early, given):
             return self.model.forward(batch, **extra)
 
     def sees(self, names: tuple[str, ...]) -> tuple[str, ...]:
