@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offkey.errors import BadValue, InvalidAnchor
+from offkey.errors import BadValue, InvalidAnchor, PrecisionTooLow
 from offkey.volume import (
     Cost,
     Gaussian,
@@ -197,3 +197,10 @@ def test_costs_of_some_examples_are_those_of_all(tokens):
     only_second = np.arange(2 * len(batch)) == len(batch)
     np.testing.assert_allclose(cost(step, among=only_second), whole[only_second], rtol=1e-4)
     assert cost.forwards == 2 * 3 + 1
+
+
+def test_weights_that_are_too_coarse_are_refused():
+    model = random_model("llama", dtype=torch.bfloat16)
+    cost = KLCost(model, [batch_of(ROWS)], tokens="last", reduce="per_example")
+    with pytest.raises(PrecisionTooLow, match="units in the last place of torch.bfloat16"):
+        radii(cost, 1e-9, 1, np.geomspace(1e-4, 1, 5))

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64
 from offkey.errors import BadValue, InvalidAnchor
 from offkey.volume._costs import Cost
 from offkey.volume._noise import Noise
+from offkey.volume._precision import check_precision
 from offkey.volume._proposals import Uniform
 from offkey.volume._rays import Ray, Step
 from offkey.volume._search import Search, find_crossings
@@ -70,6 +71,7 @@ def radii(
         BadValue: the cutoff or the grid is not positive and ascending.
         NoMatchingParameters: a pattern matches none.
         InvalidAnchor: the cost of no perturbation is not zero.
+        PrecisionTooLow: weights are too coarse for the steps.
     """
     r = np.asarray(grid, dtype=np.float64)
     if not (np.isfinite(eps) and eps > 0):
@@ -90,6 +92,9 @@ def radii(
         ray = sampler.ray(Noise(seed, number))
         costs = _until_crossed(cost_per_example, ray, r, eps, len(still))
         found.append(_crossings(costs, r, eps))
+        if len(found) == 1:
+            usual = float(np.exp(np.median(found[0][0])))
+            check_precision(Step(ray, usual / ray.length), space)
         ray.forget()
     logs, censored = (np.stack(part, axis=1) for part in zip(*found, strict=True))
 
