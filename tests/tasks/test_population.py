@@ -196,7 +196,7 @@ SHIPPED = [name for name in bundled_adapters() if name.startswith("population/")
 def test_two_models_of_each_kind_are_shipped():
     members = [name.removeprefix("population/") for name in SHIPPED]
 
-    assert sorted(members) == sorted(f"{kind}-{seed}" for kind in NAMES for seed in range(2))
+    assert sorted(members) == sorted(f"{kind}-{seed}" for kind in NAMES for seed in range(3))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
