@@ -8,7 +8,8 @@
     ```
 
 ``curve`` names the horizontal axis, the vertical one and, if there are several lines, what tells
-them apart; ``forest`` names the label and the figure. A file that is not there yet is said so.
+them apart; ``forest`` names the label and the figure; ``most`` cuts a long table. A file that is
+not there yet is said so.
 """
 
 import base64
@@ -69,6 +70,7 @@ class Results(SphinxDirective):
         "where": directives.unchanged,
         "columns": directives.unchanged,
         "headings": directives.unchanged,
+        "most": directives.positive_int,
         "digits": directives.nonnegative_int,
         "curve": directives.unchanged,
         "forest": directives.unchanged,
@@ -90,7 +92,7 @@ class Results(SphinxDirective):
             columns = words(self.options.get("columns"))
             heads = words(self.options.get("headings"))
             table = table_markdown(
-                rows,
+                rows[: self.options.get("most")],
                 columns,
                 headings=dict(zip(columns or [], heads or [], strict=False)),
                 digits=self.options.get("digits", 3),

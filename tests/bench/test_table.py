@@ -184,11 +184,13 @@ def test_output_only_is_the_best_one_over_the_same_tasks():
 
 
 def test_layers_and_quirkiness_say_what_numpy_says():
-    cells = (("a", "x", 0.5), ("b", "x", 0.9), ("a", "y", 1.0), ("b", "y", None))
+    late = "resid_post.12"
+    cells = (("a", late, 0.5), ("b", late, 0.9), ("a", "logits", 1.0), ("b", "logits", None))
     sites = [{"task": t, "detector": "d", "site": s, "auroc": v} for t, s, v in cells]
     first, second = layer_rows(sites)
     assert (first["average"], first["lowest"], first["tasks"]) == (pytest.approx(0.7), 0.5, 2)
     assert (second["average"], second["tasks"]) == (1.0, 1)
+    assert (first["layer"], second["layer"]) == (12, None)
     x, y = [0.1, 0.5, 2.0, 3.0, 4.0], [0.5, 0.7, 0.6, 0.9, 0.95]
     rows = quirkiness_rows([told_of(str(n), v, None) for n, v in enumerate(y)],
                            {str(n): v for n, v in enumerate(x)})  # fmt: skip

@@ -193,7 +193,7 @@ def test_measured_accuracy_is_the_share_of_right_answers(tiny):
 SHIPPED = [name for name in bundled_adapters() if name.startswith("population/")]
 
 
-def test_two_models_of_each_kind_are_shipped():
+def test_three_models_of_each_kind_are_shipped():
     members = [name.removeprefix("population/") for name in SHIPPED]
 
     assert sorted(members) == sorted(f"{kind}-{seed}" for kind in NAMES for seed in range(3))

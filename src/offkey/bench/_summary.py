@@ -83,13 +83,20 @@ def layer_rows(sites: Sequence[Row]) -> list[Row]:
 
     return [
         {
-            "detector": detector, "site": site, "average": float(np.mean(several)),
+            "detector": detector, "site": site, "layer": _layer(site), "average": float(np.mean(several)),
             "low_quartile": float(np.quantile(several, 0.25)),
             "high_quartile": float(np.quantile(several, 0.75)),
             "lowest": min(several), "tasks": len(several),
         }
         for (detector, site), several in values.items()
     ]  # fmt: skip
+
+
+def _layer(site: str) -> int | None:
+    """The number of the block that a site belongs to."""
+    number = site.rpartition(".")[2]
+
+    return int(number) if number.isdigit() else None
 
 
 def quirkiness_rows(per_task: Sequence[Row], quirkiness: Mapping[str, float | None]) -> list[Row]:
