@@ -83,7 +83,8 @@ def layer_rows(sites: Sequence[Row]) -> list[Row]:
 
     return [
         {
-            "detector": detector, "site": site, "layer": _layer(site), "average": float(np.mean(several)),
+            "detector": detector, "site": site, "layer": _layer(site),
+            "average": float(np.mean(several)),
             "low_quartile": float(np.quantile(several, 0.25)),
             "high_quartile": float(np.quantile(several, 0.75)),
             "lowest": min(several), "tasks": len(several),
