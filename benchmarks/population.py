@@ -188,7 +188,9 @@ def scored(preset: str, curves: Mapping[str, Curve], members: list[Member]) -> l
         f"strength at KL {SMALL_KL:g}": lambda c: summarise(c, "strength_at", at=SMALL_KL),
         "strength at the median KL": lambda c: summarise(c, "strength_at", at=level),
     }
-    if curves and next(iter(curves.values())).about["perturbed"] == "activations":
+    if curves and next(iter(curves.values())).about["perturbed"] == "weights":
+        scores[f"small volume at KL {SMALL_KL:g}"] = lambda c: summarise(c, "volume", at=SMALL_KL)
+    else:
         scores[f"KL at coefficient {PUBLISHED:g}"] = lambda c: summarise(c, "at", at=PUBLISHED)
 
     return [

@@ -32,6 +32,16 @@ def test_summaries_of_a_power_law():
     assert summarise(curve([0, 1, 3], [0, 2, 4]), "auc") == pytest.approx(7 / 3)
 
 
+def test_volume_is_the_mean_log_length_over_draws():
+    x = np.geomspace(0.1, 10, 30)
+    lengths = x[:, None] * np.array([1.0, 4.0])
+    heights = np.stack([x**2, x**2], 1)[:, :, None] * np.ones(3)
+    told = Curve(x, lengths, lengths, {"kl": heights}, ("a", "b", "c"))
+
+    # Both reach 2 at the same strength, which is a length of √2 and one of 4 √2.
+    assert summarise(told, "volume", at=2.0) == pytest.approx(-(np.log(2) / 2 + np.log(4) / 2))
+
+
 def test_a_level_never_reached_counts_as_the_greatest_strength():
     assert summarise(curve([1, 2, 4], [0.1, 0.2, 0.3]), "strength_at", at=9) == pytest.approx(
         -np.log(4)

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from offkey.cli import _options as o
 from offkey.cli._app import app
-from offkey.errors import BadValue
+from offkey.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:
     from offkey.data import Prompts
@@ -93,9 +93,12 @@ def compare(
     labels: Annotated[
         Path, typer.Option("--labels", help="JSON: folder's name to 1 (misaligned) or 0.")
     ],
-    how: Annotated[str, typer.Option("--how", help="auc, slope, at or strength_at.")] = "auc",
+    how: Annotated[
+        str, typer.Option("--how", help="auc, slope, at, strength_at or volume.")
+    ] = "auc",
     at: Annotated[
-        float | None, typer.Option("--at", help="Strength for --how at, level for strength_at.")
+        float | None,
+        typer.Option("--at", help="Strength for --how at; level for strength_at and volume."),
     ] = None,
     metric: Annotated[str, typer.Option("--metric", help="kl, drop or right.")] = "kl",
     out: Annotated[
@@ -108,12 +111,11 @@ def compare(
 
     [bold]offkey compare curves/a curves/b curves/c curves/d --labels labels.json[/bold]
     """
-    from offkey.sensitivity import Curve, check_comparable, compare_models, summarise
+    from offkey.sensitivity import Curve, Summary, check_comparable, compare_models, summarise
     from offkey.sensitivity import smallest_detectable_auroc as smallest
 
-    if how not in ("auc", "slope", "at", "strength_at"):
-        raise BadValue(f"{how!r} is not known", where="--how",
-                       mend="Use auc, slope, at or strength_at")  # fmt: skip
+    if how not in get_args(Summary):
+        raise UnknownName("summary", how, get_args(Summary), where="--how")
     twice = [folder for n, folder in enumerate(curves) if folder.name in _names(curves[:n])]
     if twice:
         raise BadValue(f"two folders are named {twice[0].name!r}", where="curves",

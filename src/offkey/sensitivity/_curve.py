@@ -15,7 +15,7 @@ from offkey.storage import load_artefact, save_artefact
 __all__ = ["Curve", "Summary", "summarise"]
 
 Array = np.ndarray
-Summary = Literal["auc", "at", "strength_at", "slope"]
+Summary = Literal["auc", "at", "strength_at", "slope", "volume"]
 KIND = "sensitivity-curve"
 
 
@@ -118,7 +118,9 @@ def summarise(
     ``"at"``: its height at the strength ``at``, by linear interpolation. ``"strength_at"``: minus
     the logarithm of the strength at which it first reaches ``at``, interpolated in the logarithms
     of both; minus that of the greatest strength where it never does. ``"slope"``:
-    :math:`d \ln \text{metric} / d \ln \text{strength}`, by least squares.
+    :math:`d \ln \text{metric} / d \ln \text{strength}`, by least squares. ``"volume"``: minus the
+    mean over draws of the logarithm of the length at which each first reaches ``at``, which for
+    weight noise is minus the log local volume along typical rays, a parameter, but for a constant.
 
     Raises:
         BadValue: ``at`` is missing, or outside the strengths measured.
@@ -135,6 +137,9 @@ def summarise(
         if not x[0] <= at <= x[-1]:
             raise BadValue(f"{at} is outside {x[0]} … {x[-1]}", where="at")
         return float(np.interp(at, x, y))
+    if how == "volume":
+        draws = zip(curve.norms.T, curve.metric(metric).mean(axis=2).T, strict=True)
+        return -float(np.mean([_log_strength_at(length, each, at) for length, each in draws]))
 
     return -_log_strength_at(x, y, at)
 
