@@ -10,7 +10,10 @@ __all__ = ["CONTROLS", "DEFAULT", "ENTRIES", "controls", "default_detector"]
 
 LATER, ALL = "resid_post.later", "resid_post.*"
 FLOW = (0.7, 0.9)
-SLOW: dict[str, Any] = {"tasks": ("comparison", "hemisphere", "owner"), "prompts": 120}
+FEW: dict[str, Any] = {"prompts": 120}
+"""Rows that run the model backward: all tasks, and few prompts."""
+
+SLOW: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere", "owner")}
 """Rows that run the model tens of times a prompt: three tasks, and few prompts."""
 
 CONTROLS: dict[str, Kind] = {
@@ -29,10 +32,10 @@ DEFAULT = "default"
 PUBLISHED = (
     Entry("activations LOF", score="lof", sites=ALL, published=True),
     Entry("activations Mahalanobis", score="mahalanobis", sites=ALL, published=True),
-    Entry("attribution LOF", "attribution", "lof", published=True),
-    Entry("attribution Mahalanobis", "attribution", "mahalanobis", published=True),
-    Entry("probe shift LOF", "probe-shift", "lof", published=True),
-    Entry("probe shift Mahalanobis", "probe-shift", "mahalanobis", published=True),
+    Entry("attribution LOF", "attribution", "lof", published=True, **FEW),
+    Entry("attribution Mahalanobis", "attribution", "mahalanobis", published=True, **FEW),
+    Entry("probe shift LOF", "probe-shift", "lof", published=True, **FEW),
+    Entry("probe shift Mahalanobis", "probe-shift", "mahalanobis", published=True, **FEW),
     Entry("flow Laplace", score="flow-laplace", sites=FLOW, published=True),
     Entry("flow Mahalanobis", score="flow-mahalanobis", sites=FLOW, published=True),
     Entry("SAE diagonal Mahalanobis", "sae", "sae-mahalanobis", published=True),
@@ -72,9 +75,11 @@ ELSEWHERE = (
     Entry("MLP outputs/mahalanobis", score="mahalanobis", sites="mlp_out.later"),
     Entry("activations/mahalanobis, max", score="mahalanobis", sites=LATER, combine="max"),
     Entry("activations/mahalanobis, top 3", score="mahalanobis", sites=LATER, combine="top-3"),
-    Entry("attribution zero/lof", "attribution", "lof", settings={"direction": "zero"}),
-    Entry("attribution components/lof", "attribution", "lof", settings={"direction": "pcs"}),
-    Entry("gradient norm/lof", "attribution", "lof", settings={"direction": "grad-norm"}),
+    Entry("attribution zero/lof", "attribution", "lof", settings={"direction": "zero"}, **FEW),
+    Entry(
+        "attribution components/lof", "attribution", "lof", settings={"direction": "pcs"}, **FEW
+    ),
+    Entry("gradient norm/lof", "attribution", "lof", settings={"direction": "grad-norm"}, **FEW),
     Entry("probe trajectory/mahalanobis", "probe-trajectory", "mahalanobis"),
     Entry("lens/mahalanobis", "lens", "mahalanobis"),
 )
@@ -94,7 +99,7 @@ MANY_PASSES = (
 CEILINGS = (
     Entry("ceiling: activations", sites=FLOW, kind="ceiling"),
     Entry("ceiling: attribution components", "attribution", settings={"direction": "pcs"},
-          kind="ceiling"),
+          kind="ceiling", **FEW),
 )  # fmt: skip
 """What a classifier that is told the labels makes of a feature; no detectors."""
 
