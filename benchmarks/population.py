@@ -6,7 +6,7 @@
     python -m benchmarks.population --out out/population
 
 Curves that are in the folder already are not measured again. Writes ``population`` (how each model
-behaves), ``sensitivity`` (how well each score tells the kinds apart) and two figures.
+behaves), ``sensitivity`` (how well each score tells the kinds apart) and figures.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def main() -> None:
     save_sensitivity_figures(
         {
             name: {m.name: given.out / m.name / preset for m in members}
-            for name, preset in (("activations", "corrected"), ("weights", "weights"))
+            for preset, name in DRAWN.items()
             if preset in chosen
         },
         {m.name: not m.aligned for m in members},
@@ -177,6 +177,13 @@ CURVES = {
     "weights": _weights,
     f"weights of layer {LAYER}": _layer,
 }
+DRAWN = {
+    "poser": "published",
+    "corrected": "activations",
+    "weights": "weights",
+    f"weights of layer {LAYER}": "layer",
+}
+"""What each is called in the figures."""
 
 
 def scored(preset: str, curves: Mapping[str, Curve], members: list[Member]) -> list[dict]:

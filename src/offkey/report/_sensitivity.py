@@ -61,7 +61,10 @@ def _curves(name: str, models: Mapping[str, Curve], misaligned: Mapping[str, boo
                     axes.plot(curve.strengths, curve.mean("kl"), color=ink(colour), linewidth=1)
         if perturbed == "weights":
             axes.set_xscale("log")
+            axes.set_xticks(first.strengths, [f"{radius:g}" for radius in first.strengths])
+            axes.set_xticks([], minor=True)
         axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=0)
         axes.set(xlabel=LABELS.get(perturbed, "strength"), ylabel="KL (nats)")
 
     said = []
@@ -71,7 +74,9 @@ def _curves(name: str, models: Mapping[str, Curve], misaligned: Mapping[str, boo
     text = f"At the greatest strength, {'; '.join(said)} nats."
     legend = [(label, colour) for _, label, colour in SIDES]
 
-    return Drawing(f"sensitivity-{name}", f"Noise on {perturbed}", text, paint, legend)
+    title = f"Noise on {perturbed}" + (f" ({name})" if name != perturbed else "")
+
+    return Drawing(f"sensitivity-{name}", title, text, paint, legend)
 
 
 def _roc(curves: Mapping[str, Mapping[str, Curve]], misaligned: Mapping[str, bool]) -> Drawing:
