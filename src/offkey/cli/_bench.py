@@ -124,7 +124,7 @@ def _table1(asked: _Asked) -> None:
         rows,
         "AUROC, mean over tasks",
         "average",
-        "detector average agrees disagrees tasks clean excess flagged_normal mode reason",
+        "detector average agrees disagrees tasks clean excess reason",
     )
     if not asked.as_json:
         typer.echo(f"\nreport: {page}")
@@ -147,8 +147,8 @@ def _search(asked: _Asked) -> None:
     rows = search(where, asked.out / "search.jsonl")
     asked.keep("default_search", rows, "search")
     asked.show(rows[:25], f"Detectors on development tasks, best first of {len(rows)}",
-               "objective", "place score span combine auroc lowest clean excess flagged_normal "
-               "objective")  # fmt: skip
+               "objective",
+               "place score span combine auroc excess flagged_normal objective")  # fmt: skip
 
 
 def _held_out(asked: _Asked) -> None:
@@ -159,8 +159,7 @@ def _held_out(asked: _Asked) -> None:
     rows = held_out_rows(where)
     asked.keep("default_detector", rows, "held-out")
     asked.show(rows, "The default detector on held-out tasks", "auroc",
-               "task detector auroc clean excess best_seed_row over_best_seed_row output_only "
-               "flagged_normal")  # fmt: skip
+               "task auroc clean excess best_seed_row output_only reason")  # fmt: skip
 
 
 _MAKERS: dict[str, Callable[[_Asked], None]] = {

@@ -9,6 +9,8 @@ from rich.table import Table
 __all__ = ["print_rows"]
 
 MOST = 25
+WIDTH = 160
+"""Columns of a file or a pipe."""
 
 
 def print_rows(
@@ -26,12 +28,18 @@ def print_rows(
     ordered = sorted(rows, key=lambda row: (row[by] is None, -(row[by] or 0.0)))
     shown = [name for name in rows[0] if name not in hidden and any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(shown):
-        justify: Literal["left", "right"] = "left" if isinstance(rows[0][name], str) else "right"
-        table.add_column(name, justify=justify, no_wrap=not place)
+    for name in shown:
+        is_text = isinstance(rows[0][name], str)
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        # Words may wrap where the terminal is narrow; half a number would be a wrong one.
+        widest = max(len(_told(row[name])) for row in ordered[:most])
+        table.add_column(name, justify=justify, overflow="fold",
+                         min_width=None if is_text else max(len(name), widest))  # fmt: skip
     for row in ordered[:most]:
         table.add_row(*(_told(row[name]) for name in shown))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(title)
     console.print(table)
     if len(rows) > most:
