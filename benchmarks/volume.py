@@ -316,7 +316,7 @@ def bundled() -> Row:
 
 def radii_cost(directions: int, grid: int, prompts: int) -> Row:
     """Radii vectors of prompts of one task: passes counted, and how long they take."""
-    model = offkey.load("smollm2-135m-instruct", dtype=torch.float32)
+    model = offkey.load("smollm2-135m-instruct")  # as the table of detectors runs it
     start, names = later_half(model)
     test = get_task("comparison").make(0).test
     some = test.select([number < prompts for number in range(len(test))])
@@ -329,6 +329,7 @@ def radii_cost(directions: int, grid: int, prompts: int) -> Row:
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
 
     return {
+        "dtype": str(model.dtype).removeprefix("torch."),
         "directions": directions, "grid": grid, "prompts": len(found.logs),
         "batches": len(batches), "tokens": sum(b.inputs["input_ids"].numel() for b in batches),
         "forwards": found.forwards, "directions_times_grid": directions * grid,

@@ -11,7 +11,7 @@ __all__ = ["CONTROLS", "DEFAULT", "ENTRIES", "controls", "default_detector"]
 LATER, ALL = "resid_post.later", "resid_post.*"
 FLOW = (0.7, 0.9)
 FEW: dict[str, Any] = {"prompts": 120}
-"""Rows that run the model backward: all tasks, and few prompts."""
+"""Rows that run the model for themselves, some of them backward: all tasks, and few prompts."""
 
 SLOW: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere", "owner")}
 """Rows that run the model tens of times a prompt: three tasks, and few prompts."""
@@ -38,8 +38,8 @@ PUBLISHED = (
     Entry("probe shift Mahalanobis", "probe-shift", "mahalanobis", published=True, **FEW),
     Entry("flow Laplace", score="flow-laplace", sites=FLOW, published=True),
     Entry("flow Mahalanobis", score="flow-mahalanobis", sites=FLOW, published=True),
-    Entry("SAE diagonal Mahalanobis", "sae", "sae-mahalanobis", published=True),
-    Entry("SAE L0", "sae", "sae-l0", published=True),
+    Entry("SAE diagonal Mahalanobis", "sae", "sae-mahalanobis", published=True, **FEW),
+    Entry("SAE L0", "sae", "sae-l0", published=True, **FEW),
     Entry("local volume", "volume", published=True, **SLOW),
     Entry("radii Mahalanobis", "radii", "mahalanobis", published=True, **SLOW),
 )
@@ -50,7 +50,7 @@ SCORES = tuple(
     for score in (
         "knn", "knn-cosine", "knn-ratio", "lof", "mahalanobis", "mahalanobis-diagonal",
         "mahalanobis-pca", "mahalanobis-relative", "mahalanobis-l2", "isolation-forest",
-        "activation-model", "lcf", "trajectory", "ted", "mahalanobis-concatenated",
+        "lcf", "trajectory", "ted", "mahalanobis-concatenated",
     )
 )  # fmt: skip
 """Scores of the later half of the blocks."""
@@ -58,7 +58,8 @@ SCORES = tuple(
 FITTED = (
     Entry("activations/beatrix", score="beatrix", sites=FLOW),
     Entry("activations/vae", score="vae", sites=FLOW),
-    Entry("activation model", "activation-model", sites=FLOW),
+    Entry("activations/activation-model", score="activation-model", sites=FLOW, **SLOW),
+    Entry("activation model", "activation-model", sites=FLOW, **SLOW),
 )
 """Rows that fit more than a covariance, at two depths."""
 
@@ -80,8 +81,8 @@ ELSEWHERE = (
         "attribution components/lof", "attribution", "lof", settings={"direction": "pcs"}, **FEW
     ),
     Entry("gradient norm/lof", "attribution", "lof", settings={"direction": "grad-norm"}, **FEW),
-    Entry("probe trajectory/mahalanobis", "probe-trajectory", "mahalanobis"),
-    Entry("lens/mahalanobis", "lens", "mahalanobis"),
+    Entry("probe trajectory/mahalanobis", "probe-trajectory", "mahalanobis", **FEW),
+    Entry("lens/mahalanobis", "lens", "mahalanobis", **FEW),
 )
 """Other features, places and ways to combine them."""
 

@@ -21,7 +21,7 @@ __all__ = ["Candidate", "candidates", "objective", "search"]
 
 Array = np.ndarray
 Row = dict[str, Any]
-PLACES = {"resid_post": "resid_post.*", "attn_out": "attn_out.*", "mlp_out": "mlp_out.*"}
+PLACES = {"resid_post": "resid_post.*", "attn_out": "attn_out.later", "mlp_out": "mlp_out.later"}
 SCORES = ("knn", "knn-cosine", "knn-ratio", "lof", "mahalanobis", "mahalanobis-diagonal",
           "mahalanobis-pca", "mahalanobis-l2", "isolation-forest")  # fmt: skip
 ELSEWHERE = ("knn-cosine", "mahalanobis-diagonal", "isolation-forest")
@@ -30,6 +30,8 @@ ELSEWHERE = ("knn-cosine", "mahalanobis-diagonal", "isolation-forest")
 SPANS = {"all": (0.0, 1.0), "later half": (0.5, 1.0), "last third": (2 / 3, 1.0),
          "last quarter": (0.75, 1.0), "middle third": (1 / 3, 2 / 3),
          "third quarter": (0.5, 0.75)}  # fmt: skip
+LATER = tuple(name for name, (low, _) in SPANS.items() if low >= 0.5)
+"""Spans of the outputs of attention and MLP, which are read in the later half alone."""
 COMBINES = ("mean", "max", "top-3")
 
 
@@ -68,7 +70,7 @@ def candidates() -> list[Candidate]:
         Candidate(place, score, span, combine)
         for place in PLACES
         for score in (SCORES if place == "resid_post" else ELSEWHERE)
-        for span in SPANS
+        for span in (SPANS if place == "resid_post" else LATER)
         for combine in COMBINES
     ]
 
