@@ -8,12 +8,12 @@ import torch
 
 from offkey.data import TensorPrompts
 from offkey.detect import Detector
-from offkey.errors import BadValue
+from offkey.errors import BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.features import volume as room
 from offkey.models import Model, Site
 from offkey.volume import Gaussian, KLCost, Search, estimate_volume, later_half
-from tests.contracts.feature import ROWS
+from tests.contracts.feature import ROWS, prepared
 from tests.models.families_zoo import batch_of, random_module
 
 LOGITS = Site("logits")
@@ -26,7 +26,8 @@ def model():
 
 @pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")
 def test_radii_against_searches_of_each_prompt_alone(model):
-    found = get_feature("radii", directions=2, grid=12).extract(model, batch_of(ROWS))[LOGITS]
+    radii = prepared(get_feature("radii", directions=2, grid=12), model)
+    found = radii.extract(model, batch_of(ROWS))[LOGITS]
 
     _, names = later_half(model)
     for row, logs in zip(ROWS, found, strict=True):
@@ -38,11 +39,12 @@ def test_radii_against_searches_of_each_prompt_alone(model):
 
 
 def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monkeypatch):
+    radii, volume = (prepared(get_feature(name), model) for name in ("radii", "volume"))
+    radii.extract(model, batch_of(ROWS[:1]))  # finds where the grid belongs
     calls = []
     plain = model.forward
     monkeypatch.setattr(model, "forward", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     batch = batch_of(ROWS)
-    radii, volume = get_feature("radii"), get_feature("volume")
     logs = radii.extract(model, batch)[LOGITS]
     first = len(calls)
     mean = volume.extract(model, batch)[LOGITS]
@@ -58,7 +60,7 @@ def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monke
 
 
 def test_weights_that_changed_are_noticed(model):
-    batch, radii = batch_of(ROWS), get_feature("radii", directions=2)
+    batch, radii = batch_of(ROWS), prepared(get_feature("radii", directions=2), model)
     before = radii.extract(model, batch)[LOGITS]
     with torch.no_grad():
         model.module.lm_head.weight.mul_(3)
@@ -102,8 +104,10 @@ def test_settings_that_cannot_be(model):
     for wrong in ({"directions": 0}, {"grid": 1}, {"eps": 0.0}, {"span": 1.0}):
         with pytest.raises(BadValue, match="feature radii"):
             get_feature("radii", **wrong).plan(model)
-    with pytest.raises(BadValue, match="Give centre="):
-        get_feature("volume").plan(Model(torch.nn.Linear(2, 2), name="plain"))
+    with pytest.raises(BadValue, match="seen no trusted prompts yet"):
+        get_feature("volume").extract(model, batch_of(ROWS))
+    with pytest.raises(NotEnoughData, match="seen no trusted prompts"):
+        get_feature("volume").prepared()
     with pytest.raises(TypeError, match="use extract"):
         get_feature("radii")(None)
 
@@ -115,6 +119,30 @@ def test_the_grid_is_centred_once_a_model(model, monkeypatch):
         room, "typical_radius", lambda *a, **k: (found.append(1), plain(*a, **k))[1]
     )
     for rows in (ROWS, ROWS[:1]):
-        get_feature("radii", directions=1).extract(model, batch_of(rows))
+        prepared(get_feature("radii", directions=1), model).extract(model, batch_of(rows))
 
     assert found == [1]
+
+
+def test_the_grid_lies_where_trusted_prompts_are_moved(model):
+    """A model that says little has longer radii, and the grid goes with it."""
+    dull = Model(random_module("llama"), tokenizer=object(), name="dull")
+    with torch.no_grad():
+        dull.module.lm_head.weight.mul_(0.5)
+    short, long = (
+        prepared(get_feature("radii", directions=2), each).extract(each, batch_of(ROWS))[LOGITS]
+        for each in (model, dull)
+    )
+
+    for logs in (short, long):
+        assert len(logs.unique()) == logs.numel()
+    assert (long > short).all()
+
+
+def test_trusted_prompts_travel_with_the_state(model):
+    radii = prepared(get_feature("radii", directions=1), model)
+    again = type(radii).from_state(radii.state())
+
+    assert radii.state()["kept"]["ids"] == again.state()["kept"]["ids"]
+    rows = batch_of(ROWS)
+    assert torch.equal(again.extract(model, rows)[LOGITS], radii.extract(model, rows)[LOGITS])

@@ -41,17 +41,17 @@ class Arena:
         Args:
             task: name of a task that has an organism.
             seed: of the prompts; 0 is the one that the organism was measured on.
-            clean: the base model, where it is loaded already.
+            clean: the base model, where it is loaded already; the organism gets its dtype.
 
         Raises:
             UnknownName: there is no such task, or no organism of it.
         """
         data = get_task(task).make(seed)
-        organism = load(BASE, f"bundled:{task}")
-
+        clean = clean or load(BASE)
+        organism = load(BASE, f"bundled:{task}", dtype=clean.dtype)
         quirkiness = recipe_of(task)["measured"]["quirkiness"]
 
-        return cls(task, organism, clean or load(BASE), data.trusted, data.untrusted, data.test,
+        return cls(task, organism, clean, data.trusted, data.untrusted, data.test,
                    quirkiness)  # fmt: skip
 
     def cut(self, prompts: int) -> Self:

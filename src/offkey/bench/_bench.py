@@ -44,7 +44,8 @@ class Bench:
     seed: int = 0
     tell: Say = field(default=lambda _: None)
     arenas: dict[str, Arena] = field(default_factory=dict)
-    _clean: Model | None = None
+    _loaded: dict[tuple[str, str], Arena] = field(default_factory=dict)
+    _clean: dict[str, Model] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,13 +65,18 @@ class Bench:
 
         return cls(Path(folder), names, seed, tell)
 
-    def arena(self, task: str) -> Arena:
+    def arena(self, task: str, dtype: str = "auto") -> Arena:
         """A task's models and prompts; those of one task are in memory at a time."""
-        if task not in self.arenas:
-            self._clean = self._clean or load(BASE)
-            self.arenas = {task: Arena.of(task, seed=self.seed, clean=self._clean)}
+        if task in self.arenas:
+            return self.arenas[task]
+        if (task, dtype) not in self._loaded:
+            if dtype not in self._clean:
+                self._clean[dtype] = load(BASE, dtype=dtype)
+            arena = Arena.of(task, seed=self.seed, clean=self._clean[dtype])
+            others = {key: known for key, known in self._loaded.items() if key[0] == task}
+            self._loaded = {**others, (task, dtype): arena}
 
-        return self.arenas[task]
+        return self._loaded[task, dtype]
 
     def trusted(self, task: str) -> Prompts:
         """The trusted prompts of a task; its models are not loaded."""
@@ -78,18 +84,21 @@ class Bench:
 
         return known.trusted if known else get_task(task).make(self.seed).trusted
 
-    def runner(self, task: str, model: str, prompts: int = 0) -> Runner:
+    def runner(self, task: str, model: str, prompts: int = 0, dtype: str = "auto") -> Runner:
         """What runs rows on the ``organism`` or the ``clean`` model of a task.
 
         Args:
             task: name of the task.
             model: which of the two.
             prompts: at most so many trusted and test prompts; all for 0.
+            dtype: what the model is loaded in.
         """
-        arena = self.arena(task).cut(prompts)
+        arena = self.arena(task, dtype).cut(prompts)
         home = self.folder / task.replace(":", "-") / model
         if prompts:
             home = home / f"first-{prompts}"
+        if dtype != "auto":
+            home = home / dtype
 
         return Runner(home / f"seed-{self.seed}", getattr(arena, model), arena.trusted,
                       arena.test, arena.pool, self.seed,
@@ -98,9 +107,9 @@ class Bench:
     def cells(self, task: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Cell, Cell]]:
         """What each row says on the organism and on the clean model; cheap rows first."""
         here = [entry for entry in entries if entry.runs_on(task)]
-        for prompts in sorted({entry.prompts for entry in here}):
-            group = [entry for entry in here if entry.prompts == prompts]
-            told = {model: self.runner(task, model, prompts).run(group)
+        for prompts, dtype in sorted({(entry.prompts, entry.dtype) for entry in here}):
+            group = [e for e in here if (e.prompts, e.dtype) == (prompts, dtype)]
+            told = {model: self.runner(task, model, prompts, dtype).run(group)
                     for model in ("organism", "clean")}  # fmt: skip
             for entry in group:
                 yield entry, told["organism"][entry.name], told["clean"][entry.name]

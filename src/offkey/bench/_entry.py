@@ -39,6 +39,7 @@ class Entry:
         published: whether it is one of the rows of the published table.
         tasks: the only tasks that it is run on, where it is slow; all if empty.
         prompts: at most so many trusted and so many test prompts, where it is slow; all if 0.
+        dtype: what the models are loaded in, where their own weights are too coarse for it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Entry:
     published: bool = False
     tasks: tuple[str, ...] = ()
     prompts: int = 0
+    dtype: str = "auto"
 
     def detector(self, model: Model) -> Detector:
         """The detector, which has learned nothing yet.
@@ -73,9 +75,9 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that its scores depend on besides model and prompts."""
+        """SHA-256 of everything that its scores depend on besides model, dtype and prompts."""
         settings = asdict(self)
-        for name in ("name", "kind", "published", "tasks"):
+        for name in ("name", "kind", "published", "tasks", "dtype"):
             del settings[name]
 
         return sha256_json(settings)

@@ -13,6 +13,9 @@ FLOW = (0.7, 0.9)
 FEW: dict[str, Any] = {"prompts": 120}
 """Rows that run the model for themselves, some of them backward: all tasks, and few prompts."""
 
+FINE: dict[str, Any] = {"dtype": "float32"}
+"""Rows that move weights by less than bfloat16 can show."""
+
 SLOW: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere", "owner")}
 """Rows that run the model tens of times a prompt: three tasks, and few prompts."""
 
@@ -40,8 +43,8 @@ PUBLISHED = (
     Entry("flow Mahalanobis", score="flow-mahalanobis", sites=FLOW, published=True),
     Entry("SAE diagonal Mahalanobis", "sae", "sae-mahalanobis", published=True, **FEW),
     Entry("SAE L0", "sae", "sae-l0", published=True, **FEW),
-    Entry("local volume", "volume", published=True, **SLOW),
-    Entry("radii Mahalanobis", "radii", "mahalanobis", published=True, **SLOW),
+    Entry("local volume", "volume", published=True, **SLOW, **FINE),
+    Entry("radii Mahalanobis", "radii", "mahalanobis", published=True, **SLOW, **FINE),
 )
 """The twelve rows of the published table, by their definitions: all blocks, their mean."""
 

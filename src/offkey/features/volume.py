@@ -1,6 +1,7 @@
 """How far weights can move before a prompt's answer does: its radii, and its local volume."""
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -9,17 +10,19 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.errors import BadValue
+from offkey.errors import BadValue, NotEnoughData
 from offkey.features._feature import Feature
+from offkey.features._kept import chosen, from_state, joined, to_state
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
-from offkey.stats import named_rng
+from offkey.sensitivity import single
 from offkey.volume import KLCost, later_half, radii, typical_radius
 
 __all__ = ["LocalVolume", "Radii"]
 
 LOGITS = Site("logits")
-PROBES, PROBE_TOKENS = 8, 16
+PROBES = 8
+"""Trusted prompts on which the grid is centred."""
 
 
 class Radii(Feature):
@@ -27,20 +30,26 @@ class Radii(Feature):
 
     One number a direction: random directions of the weights in the later half of the blocks, the
     same for all prompts. The forward passes start from the states that the earlier half gave
-    once. All prompts share one geometric grid of radii, which is centred where the model's own
-    answers to random tokens reach the cutoff, so that it hangs on the model alone.
+    once. All prompts share one geometric grid of radii, which is centred where the answers to a
+    few trusted prompts reach the cutoff on average: a model that is sure of what it says is moved
+    by weights many times as far off as one that is not.
 
     Args:
         directions: how many directions; the length of the vector.
         grid: radii evaluated a direction.
         eps: the cutoff, in nats.
         span: ratio of the greatest to the least radius of the grid.
-        centre: the middle of the grid; found on the model if left out.
+        centre: the middle of the grid; found on trusted prompts if left out.
         seed: of the directions.
+
+    Raises:
+        BadValue: a setting is out of range, or no trusted prompts were seen.
+        PrecisionTooLow: weights are too coarse for steps that short.
     """
 
     name: ClassVar[str] = "radii"
     default_score: ClassVar[str] = "mahalanobis"
+    prepares: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -53,25 +62,41 @@ class Radii(Feature):
     ) -> None:
         self.directions, self.grid, self.eps = directions, grid, eps
         self.span, self.centre, self.seed = span, centre, seed
+        self.prepares = centre is None
+        self._seen: list[Batch] = []
+        self._probes: Batch | None = None
 
     def plan(self, model: Model) -> Plan:
         """One forward pass for each direction and radius, and one for the anchor.
 
         Raises:
-            BadValue: a setting is out of range, or the grid cannot be centred on this model.
+            BadValue: a setting is out of range.
         """
         if self.directions < 1 or self.grid < 2 or not self.eps > 0 or not self.span > 1:
             raise BadValue("needs a direction, two radii, and positive eps and span",
                            where=f"feature {self.name}")  # fmt: skip
-        if self.centre is None and (model.wiring is None or model.wiring.unembedding is None):
-            raise BadValue("its grid is centred on random tokens, and this model reads none",
-                           where=f"feature {self.name}", mend="Give centre=")  # fmt: skip
 
         return Plan(extra_forwards=self.directions * self.grid + 1)
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:
         """The logits."""
         return (LOGITS,)
+
+    def prepare_batch(self, reading: Reading) -> None:
+        """Keeps a few trusted prompts."""
+        batch = reading.batch.to("cpu")
+        self._seen += [single(batch, row) for row in range(len(batch))]
+        self._seen = chosen(self._seen, PROBES)
+
+    def prepared(self) -> None:
+        """Packs them.
+
+        Raises:
+            NotEnoughData: there are none.
+        """
+        if not self._seen:
+            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.name}")
+        self._probes, self._seen = joined(self._seen), []
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Nothing can be told from a reading alone."""
@@ -87,13 +112,12 @@ class Radii(Feature):
 
     def log_radii(self, model: Model, batch: Batch) -> Float64[np.ndarray, "batch k"]:
         """Log radii of each prompt; those of the batch last seen are not found again."""
-        start, names = later_half(model)
-        cost = KLCost(model, [batch], tokens="last", reduce="per_example", start=start)
-        settings = (self.directions, self.grid, self.eps, self.span, self.centre, self.seed)
+        cost, names = _cost(model, batch)
+        centre = self.centre or self._centre(model)
+        settings = (self.directions, self.grid, self.eps, self.span, centre, self.seed)
         kept = _LAST.get(model)
         if kept is not None and kept.serves(batch, settings, cost):
             return kept.logs
-        centre = self.centre or _centre(model, self.eps, self.seed)
         ends = centre / self.span**0.5, centre * self.span**0.5
         found = radii(
             cost, self.eps, self.directions, np.geomspace(*ends, self.grid), params=names,
@@ -104,9 +128,33 @@ class Radii(Feature):
         return found.logs
 
     def state(self) -> dict[str, Any]:
-        """The settings; nothing is learned."""
-        return {"directions": self.directions, "grid": self.grid, "eps": self.eps,
-                "span": self.span, "centre": self.centre, "seed": self.seed}  # fmt: skip
+        """The settings, and the prompts that the grid is centred on."""
+        settings = {"directions": self.directions, "grid": self.grid, "eps": self.eps,
+                    "span": self.span, "centre": self.centre, "seed": self.seed}  # fmt: skip
+
+        return settings if self._probes is None else {**settings, "kept": to_state(self._probes)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The feature that :meth:`state` described."""
+        feature = cls(**{name: value for name, value in state.items() if name != "kept"})
+        if kept := state.get("kept"):
+            feature._probes = from_state(kept)
+
+        return feature
+
+    def _centre(self, model: Model) -> float:
+        """Where the answers to the kept prompts reach the cutoff, found once."""
+        if self._probes is None:
+            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
+                           mend="Fit a detector, which prepares it, or give centre=")  # fmt: skip
+        known = _CENTRES.setdefault(model, {})
+        key = (self.eps, self.seed, self._probes.ids)
+        if key not in known:
+            cost, names = _cost(model, self._probes.to(model.device))
+            known[key] = typical_radius(cost, self.eps, params=names, seed=self.seed)
+
+        return known[key]
 
 
 class LocalVolume(Radii):
@@ -146,26 +194,11 @@ class _Kept(NamedTuple):
 
 
 _LAST: WeakKeyDictionary[Model, _Kept] = WeakKeyDictionary()
-_CENTRES: WeakKeyDictionary[Model, dict[tuple[float, int], float]] = WeakKeyDictionary()
+_CENTRES: WeakKeyDictionary[Model, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
 
-def _centre(model: Model, eps: float, seed: int) -> float:
-    """Where answers to random tokens reach the cutoff."""
-    known = _CENTRES.setdefault(model, {})
-    if (eps, seed) not in known:
-        vocabulary = model.site("logits").shape[0]
-        tokens = named_rng(seed, "radii", "probe").integers(
-            vocabulary, size=(PROBES, PROBE_TOKENS)
-        )
-        mask = torch.ones(PROBES, PROBE_TOKENS, dtype=torch.bool)
-        batch = Batch(
-            {"input_ids": torch.from_numpy(tokens)},
-            ids=tuple(f"probe {number}" for number in range(PROBES)),
-            mask=mask,
-            positions=mask.long().cumsum(1) - 1,
-        )
-        start, names = later_half(model)
-        cost = KLCost(model, [batch], tokens="last", reduce="per_example", start=start)
-        known[eps, seed] = typical_radius(cost, eps, params=names, seed=seed)
+def _cost(model: Model, batch: Batch) -> tuple[KLCost, tuple[str, ...]]:
+    """How far each answer moves, and the parameters that move it."""
+    start, names = later_half(model)
 
-    return known[eps, seed]
+    return KLCost(model, [batch], tokens="last", reduce="per_example", start=start), names
