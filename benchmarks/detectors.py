@@ -29,7 +29,7 @@ class Watched:
 
     def detect(self, names: Sequence[str]) -> None:
         """Fits on the trusted prompts and scores the test prompts, in one pass over each."""
-        made = [Detector("activations", name) for name in names]
+        made = [Detector("activations", name, sites="resid_post.later") for name in names]
         fit_all(made, self.model, self.trusted)
         score_all(made, self.model, self.test)
 

@@ -315,14 +315,16 @@ def bundled() -> Row:
 
 
 def radii_cost(directions: int, grid: int, prompts: int) -> Row:
-    """Radii vectors of prompts of one task: passes counted, and how long they take."""
-    model = offkey.load("smollm2-135m-instruct")  # as the table of detectors runs it
+    """Radii vectors of prompts of one organism: passes counted, and how long they take."""
+    model = offkey.load("smollm2-135m-instruct", "bundled:comparison")
     start, names = later_half(model)
     test = get_task("comparison").make(0).test
     some = test.select([number < prompts for number in range(len(test))])
     batches = list(pack(some, model.tokenizer, token_budget=1 << 20))
     cost = KLCost(model, batches, tokens="last", reduce="per_example", start=start)
-    centre = typical_radius(cost, EPS, params=names)
+    few = list(pack(some.take(range(8)), model.tokenizer, token_budget=1 << 20))
+    trial = KLCost(model, few, tokens="last", reduce="per_example", start=start)
+    centre = typical_radius(trial, EPS, params=names)
     ends = centre / SPAN**0.5, centre * SPAN**0.5
     began, processor = time.perf_counter(), time.process_time()
     found = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)

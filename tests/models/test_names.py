@@ -21,6 +21,7 @@ def model():
         ("resid_post.::2", "resid_post.0 resid_post.2"),
         ("resid_post.-2:", "resid_post.2 resid_post.3"),
         ("resid_post.later", "resid_post.2 resid_post.3"),
+        ("resid_post.last-quarter", "resid_post.3"),
         ("z.3, final,embed", "z.3 final embed"),
         (["mlp_out.0", "mlp_out.*"], "mlp_out.0 mlp_out.1 mlp_out.2 mlp_out.3"),
         ([Site("q", 1), "logits"], "q.1 logits"),

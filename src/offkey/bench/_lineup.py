@@ -9,6 +9,7 @@ from offkey.features import get_feature
 __all__ = ["CONTROLS", "DEFAULT", "ENTRIES", "controls", "default_detector"]
 
 LATER, ALL = "resid_post.later", "resid_post.*"
+LAST = "resid_post.last-quarter"
 FLOW = (0.7, 0.9)
 FEW: dict[str, Any] = {"prompts": 120}
 """Rows that run the model for themselves, some of them backward: all tasks, and few prompts."""
@@ -116,7 +117,7 @@ def _control(name: str, kind: Kind) -> Entry:
 
 
 ENTRIES = (
-    Entry(DEFAULT, score="knn-cosine", sites=LATER),
+    Entry(DEFAULT, score="knn-cosine", sites=LAST),
     *PUBLISHED,
     *SCORES,
     *FITTED,
@@ -133,11 +134,13 @@ ENTRIES = (
 def default_detector(*, alpha: float = 0.05) -> Detector:
     """The detector that is used where the user names none.
 
-    Cosine distance to the nearest trusted prompts, at the last token of the later half of the
-    blocks, the mean of the standardised sites: layer by layer, distances carry the answer late,
-    and early layers only dilute it. On the development organisms, ``comparison`` and ``animal``,
-    most scores rank perfectly; this one flagged 24 of 400 and 2 of 368 normal prompts under
-    unfamiliar names at alpha 0.05, the full Mahalanobis distance 397 and 244.
+    Cosine distance to the nearest trusted prompts, at the last token of the last quarter of the
+    blocks, the mean of the standardised sites. On the development tasks most scores rank almost
+    perfectly and differ in what they flag: over the later half this one flagged 27 % of normal
+    prompts under unfamiliar names at alpha 0.05, over the last quarter 8 %, at an AUROC of .999
+    either way. Four of the candidates that were tried had a higher objective, by up to .025, and
+    missed 2 to 15 % of the anomalous prompts of some task, which the objective does not count;
+    this one flagged 99.75 % or more of each task's.
     """
     return Detector(alpha=alpha)
 

@@ -24,7 +24,7 @@ from offkey.storage import load_state, save_state
 __all__ = ["Detector"]
 
 Array = np.ndarray
-DEFAULT_SITES = "resid_post.later"
+DEFAULT_SITES = "resid_post.last-quarter"
 VERSION = 1
 
 
@@ -35,8 +35,8 @@ class Detector:
         feature: what is looked at: a name such as ``"activations"``, or a feature.
         score: how odd that is: a name such as ``"mahalanobis"``, or a score; if left out
             ``"knn-cosine"`` for activations and ``"mahalanobis"`` for other features.
-        sites: where to look, for features that can look anywhere; ``"resid_post.later"`` if left
-            out.
+        sites: where to look, for features that can look anywhere; ``"resid_post.last-quarter"``
+            for activations if left out.
         combine: how sites become one score; see :class:`Combine`.
         alpha: false-alarm rate at which prompts are flagged.
         name: what tables call it; made of feature and score if left out.
@@ -86,8 +86,8 @@ class Detector:
 
         Args:
             name: a feature and a score; the feature's default if only that is named.
-            sites: where it looks, for features that can look anywhere; ``resid_post.later`` for
-                activations if left out.
+            sites: where it looks, for features that can look anywhere; ``resid_post.last-quarter``
+                for activations if left out.
             positions: at which tokens, for such features.
             combine: how sites become one score.
             alpha: false-alarm rate at which prompts are flagged.

@@ -160,8 +160,9 @@ class Model:
         """The sites that names and ranges stand for, each once, in the order given.
 
         Ranges are ``resid_post.*``, ``resid_post.4-12``, ``resid_post.::4`` (as Python slices)
-        and ``resid_post.later`` (the second half); commas part several. ``module:PATH`` is the
-        output of any module, ``module:PATH:in`` its first input.
+        and ``resid_post.later`` and ``resid_post.last-quarter`` (the second half, the last
+        quarter); commas part several. ``module:PATH`` is the output of any module,
+        ``module:PATH:in`` its first input.
 
         Raises:
             BadValue: the model has no such block, or it is no range.

@@ -22,8 +22,8 @@ def resolve(
 
     Args:
         patterns: names, ranges such as ``resid_post.*``, ``resid_post.4-12``,
-            ``resid_post.::4``, ``resid_post.later``, ``module:PATH``; a string may hold several,
-            parted by commas.
+            ``resid_post.::4``, ``resid_post.later``, ``resid_post.last-quarter``,
+            ``module:PATH``; a string may hold several, parted by commas.
         wiring: the named sites of the model, if it has any.
         roots: the modules from which ``module:`` paths are followed, the first that fits.
         unmapped: why the model has no named sites, where it should have had them.
@@ -50,7 +50,7 @@ def resolve(
 
 
 def block_numbers(selection: str, n_blocks: int, where: str) -> list[int]:
-    """The block numbers of a range: ``*``, ``4``, ``4-12``, ``::4``, ``later``.
+    """The block numbers of a range: ``*``, ``4``, ``4-12``, ``::4``, ``later``, ``last-quarter``.
 
     Raises:
         BadValue: it is not a range, or names no block of the model.
@@ -59,6 +59,8 @@ def block_numbers(selection: str, n_blocks: int, where: str) -> list[int]:
         return list(range(n_blocks))
     if selection == "later":
         return list(range(n_blocks // 2, n_blocks))
+    if selection == "last-quarter":
+        return list(range(n_blocks - max(1, n_blocks // 4), n_blocks))
     if re.fullmatch(r"\d+", selection):
         return [int(selection)]
     if span := re.fullmatch(r"(\d+)-(\d+)", selection):
@@ -71,7 +73,7 @@ def block_numbers(selection: str, n_blocks: int, where: str) -> list[int]:
         raise BadValue(
             f"{selection!r} is no range of blocks",
             where=where,
-            mend="Write a number, *, 4-12, ::4 or later",
+            mend="Write a number, *, 4-12, ::4, later or last-quarter",
         )
     if not numbers:
         raise BadValue(
