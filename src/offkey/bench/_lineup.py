@@ -17,8 +17,8 @@ FEW: dict[str, Any] = {"prompts": 120}
 FINE: dict[str, Any] = {"dtype": "float32"}
 """Rows that move weights by less than bfloat16 can show."""
 
-SLOW: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere", "owner")}
-"""Rows that run the model tens of times a prompt: three tasks, and few prompts."""
+SLOW: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere")}
+"""Rows that run the model tens of times a prompt: two tasks of short prompts, and few of them."""
 
 CONTROLS: dict[str, Kind] = {
     "bag-of-words": "input",
