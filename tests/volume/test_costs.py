@@ -89,6 +89,16 @@ def test_divergence_in_float32_is_accurate_at_every_size(size):
     assert float(divergence(anchored(z), z).abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_divergence_of_a_thin_spread_over_many_tokens(spread):
+    z = spread * torch.randn(2, 49_152, generator=torch.Generator().manual_seed(0)) + 30
+    moved = z + 1e-3 * torch.randn(2, 49_152, generator=torch.Generator().manual_seed(1))
+    exact = divergence(anchored(z.double()), moved.double())
+
+    torch.testing.assert_close(divergence(anchored(z), moved).double(), exact, rtol=1e-3, atol=0)
+    assert float(divergence(anchored(z), z).abs().max()) < 1e-12
+
+
 def test_divergence_with_a_token_that_cannot_be():
     z = torch.tensor([[0.0, 1.0, -torch.inf]])
     moved = torch.tensor([[0.5, 1.0, -torch.inf]])

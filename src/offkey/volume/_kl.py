@@ -30,6 +30,8 @@ def divergence(
     leaves nothing of small divergences in float32.
     """
     gap = (logits.to(anchor.dtype) - anchor).clamp_(min=-1e4)
+    # A long sum of a large constant would round where p is spread thin.
+    gap -= gap.gather(-1, anchor.argmax(-1, keepdim=True))
     p = anchor.exp()
     gap -= torch.einsum("tv,tv->t", p, gap)[:, None] / p.sum(-1, keepdim=True)
     small = torch.einsum("tv,tv->t", p, gap.expm1().sub_(gap)).log1p()
