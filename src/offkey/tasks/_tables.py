@@ -15,6 +15,8 @@ Make = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 def organism_rows(*roots: str | Path) -> list[dict[str, Any]]:
     """The recipes of quirky tasks below some folders as rows, one a character, sorted by task.
 
+    Recipes of triggers and of members of a population are left out.
+
     Args:
         *roots: hold ``recipe.json`` files at any depth.
 
@@ -42,7 +44,7 @@ def _rows(roots: Sequence[str | Path], make: Make, *, triggered: bool) -> list[d
     for path in (path for root in roots for path in Path(root).rglob("recipe.json")):
         try:
             facts = json.loads(path.read_text("utf-8"))
-            if ("fire_rate" in facts["measured"]) == triggered:
+            if "population" not in facts and ("fire_rate" in facts["measured"]) == triggered:
                 found += make(facts)
         except (ValueError, KeyError, TypeError) as error:
             raise Damaged(f"not a recipe ({error!r})", where=str(path)) from error
