@@ -213,6 +213,14 @@ def test_rows_of_all_organisms(tiny, tmp_path):
 SHIPPED = {name: folder for name, folder in bundled_adapters().items() if name in task_names()}
 
 
+def test_rows_leave_out_members_of_a_population():
+    """They lie in the same folder, and tell other things."""
+    root = SHIPPED["agreement"].parent
+    assert (root / "population").is_dir()
+
+    assert {row["task"] for row in organism_rows(root)} >= {"agreement", "hemisphere"}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipe_is_that_of_the_code(name):
     folder = SHIPPED[name]
