@@ -199,6 +199,13 @@ def test_layers_and_quirkiness_say_what_numpy_says():
     assert rows[-1]["pearson_low"] < rows[-1]["pearson"] < rows[-1]["pearson_high"]
     assert rows[-1]["excess_pearson"] is None
     assert quirkiness_rows([told_of("a", 0.5, None)], {"a": 1.0})[-1]["pearson"] is None
+    partly = [told_of(str(n), v, None, excess=None if n == 2 else v**2) for n, v in enumerate(y)]
+    whole = [row for n, row in enumerate(partly) if n != 2]
+    told = [quirkiness_rows(rows, {str(n): v for n, v in enumerate(x)})[-1]
+            for rows in (partly, whole)]  # fmt: skip
+    assert told[0]["excess_pearson"] == pytest.approx(told[1]["excess_pearson"])
+    assert told[0]["excess_pearson"] is not None
+    assert told[0]["pearson"] != pytest.approx(told[1]["pearson"])
 
 
 def test_features_that_learn_are_prepared_once_and_kept(made, monkeypatch):

@@ -126,7 +126,7 @@ ENTRIES = (
     *MANY_PASSES,
     *CEILINGS,
     *(_control(name, kind) for name, kind in CONTROLS.items()),
-    Entry("energy", "energy", "mahalanobis", kind="output"),
+    Entry("energy", "energy", "mahalanobis", kind="output", **FEW),
 )
 """Every row of the table. A new one is a line here."""
 

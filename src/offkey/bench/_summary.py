@@ -123,8 +123,9 @@ def quirkiness_rows(per_task: Sequence[Row], quirkiness: Mapping[str, float | No
 
 
 def _correlation(rows: Sequence[Row], column: str, head: str = "") -> Row:
-    x, y = (np.array([row[name] for row in rows]) for name in ("quirkiness", column))
-    if len(rows) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+    known = [row for row in rows if row[column] is not None]
+    x, y = (np.array([row[name] for row in known]) for name in ("quirkiness", column))
+    if len(known) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
         return dict.fromkeys(f"{head}{name}" for name in
                              ("pearson", "pearson_low", "pearson_high", "spearman"))  # fmt: skip
     found = pearsonr(x, y)
