@@ -1,6 +1,7 @@
 """Radii and volume as features: by single searches, at the declared cost, on either side."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from offkey.detect import Detector
 from offkey.errors import BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.features import volume as room
-from offkey.models import Model, Site
+from offkey.models import Model, Reading, Site
 from offkey.volume import Gaussian, KLCost, Search, estimate_volume, later_half
 from tests.contracts.feature import ROWS, prepared
 from tests.models.families_zoo import batch_of, random_module
@@ -122,6 +123,17 @@ def test_the_grid_is_centred_once_a_model(model, monkeypatch):
         prepared(get_feature("radii", directions=1), model).extract(model, batch_of(rows))
 
     assert found == [1]
+
+    # Other trusted prompts under the same ids are other prompts.
+    other = get_feature("radii", directions=1)
+    other.prepare_batch(Reading(replace(batch_of(ROWS[:2]), ids=("a", "b")), {}))
+    other.prepared()
+    other.extract(model, batch_of(ROWS))
+    same = get_feature("radii", directions=1)
+    same.prepare_batch(Reading(replace(batch_of(ROWS[2:]), ids=("a", "b")), {}))
+    same.prepared()
+    same.extract(model, batch_of(ROWS))
+    assert found == [1, 1, 1]
 
 
 def test_the_grid_lies_where_trusted_prompts_are_moved(model):

@@ -149,7 +149,8 @@ class Radii(Feature):
             raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
                            mend="Fit a detector, which prepares it, or give centre=")  # fmt: skip
         known = _CENTRES.setdefault(model, {})
-        key = (self.eps, self.seed, self._probes.ids)
+        tokens = (value.numpy().tobytes() for value in self._probes.inputs.values())
+        key = (self.eps, self.seed, *tokens)
         if key not in known:
             cost, names = _cost(model, self._probes.to(model.device))
             known[key] = typical_radius(cost, self.eps, params=names, seed=self.seed)
