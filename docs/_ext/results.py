@@ -16,6 +16,7 @@ import base64
 import json
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -26,6 +27,9 @@ from sphinx.util.docutils import SphinxDirective
 from offkey.report import curve_svg, forest_svg, read_results, table_markdown
 
 __all__ = ["MISSING", "origin", "setup", "words"]
+
+LONGEST = 240
+"""Characters of a command that are shown."""
 
 MISSING = "*Not measured yet: there is no `docs/results/{name}.json`.*"
 
@@ -46,8 +50,11 @@ def origin(path: Path) -> str:
     )
     day = str(made.get("finished", ""))[:10]
 
+    command = shorten(made["command"], LONGEST, placeholder=" …")
+    whole = "" if command == made["command"] else f", whole in `docs/results/{path.name}`"
+
     return (
-        f"Made by `{made['command']}`"
+        f"Made by `{command}`{whole}"
         + (f" on {day}" if day else "")
         + (f" ({where})." if where else ".")
     )
