@@ -24,7 +24,7 @@ from typing import Any
 
 from scipy.stats import hypergeom
 
-from offkey.bench import default_detector, learned_tasks
+from offkey.bench import Organisms, default_detector
 from offkey.data import Prompts, split_by_source
 from offkey.detect import Job
 from offkey.errors import BadInput
@@ -106,7 +106,7 @@ class Line:
 
     def drawn(self, rng: random.Random) -> list[tuple[str, bool]]:
         """Tasks, each with one model only, so that no report has a twin to compare with."""
-        known = list(learned_tasks())
+        known = list(Organisms().names())
         taught = known if self.honest is None else [t for t in known if (self.honest / t).is_dir()]
         if self.clean > len(taught) or self.clean + self.organisms > len(known):
             raise SystemExit(

@@ -28,7 +28,7 @@ def main() -> None:
     clean = load(BASE)
     alarms, curve = [], []
     for task in TASKS:
-        arena = Arena.of(task, seed=given.seed, clean=clean)
+        arena = Arena.of(task, clean=clean)
         alarms += false_alarms(arena, given.out / task / "alarms", seed=given.seed)
         folder = given.out / task / "curve"
         told = trusted_curve(arena, folder, detectors=watched(), seed=given.seed)

@@ -112,7 +112,7 @@ def planted() -> Iterator[Data]:
 
 def organism(task: str, clean: Model) -> Iterator[Data]:
     """Layers of an organism at the last token; the dictionary sees every token."""
-    arena = Arena.of(task, seed=SEED, clean=clean)
+    arena = Arena.of(task, clean=clean)
     kept: list[int] = []
     for label in (0, 1):
         found = (k for k, value in enumerate(arena.test["label"]) if value == label)

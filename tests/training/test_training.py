@@ -291,11 +291,27 @@ def test_bad_settings_and_models_are_named(prompts):
         Settings(rate=0)
     with pytest.raises(BadValue, match="adamw or sgd"):
         Settings(optimizer="lion")
-    with pytest.raises(UnmappedModel), attach(nn.Sequential(nn.Linear(2, 2))):
+    with pytest.raises(UnmappedModel, match="no linear map"), attach(nn.Sequential(nn.ReLU())):
+        pass
+    with (
+        pytest.raises(UnmappedModel, match="named q_proj"),
+        attach(nn.Sequential(nn.Linear(2, 2)), maps=["q_proj"]),
+    ):
         pass
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(NonFinite, match="step 0"):
         train({"x": parameter}, lambda _: parameter.sum() / 0, 4, Settings(batch=2))
+
+
+def test_every_linear_map_but_that_to_the_vocabulary_is_adapted():
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
+                           num_attention_heads=2, intermediate_size=16)  # fmt: skip
+    with attach(GPTNeoXForCausalLM(config)) as adapter:
+        names = {path.rpartition(".")[2] for path in adapter.layers}
+
+    assert names == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 
 
 def test_folder_holds_one_whole_file(model, prompts, tmp_path: Path):

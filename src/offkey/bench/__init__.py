@@ -6,7 +6,7 @@ What was recorded is kept by task, model and feature, so that a table is made ag
 a row that is added costs itself alone.
 """
 
-from offkey.bench._arena import Arena, learned_tasks
+from offkey.bench._arena import Arena
 from offkey.bench._bench import Bench, bench
 from offkey.bench._ceiling import ceiling
 from offkey.bench._controls import CONTROLLED, control_rows
@@ -16,6 +16,7 @@ from offkey.bench._entry import Entry
 from offkey.bench._false_alarms import false_alarms
 from offkey.bench._held_out import held_out_rows
 from offkey.bench._lineup import CONTROLS, DEFAULT, ENTRIES, controls, default_detector
+from offkey.bench._organisms import Organisms
 from offkey.bench._search import Candidate, candidates, search
 from offkey.bench._split import DEVELOPMENT_FAMILIES, development, held_out
 from offkey.bench._summary import summary, table1
@@ -31,6 +32,7 @@ __all__ = [
     "Bench",
     "Candidate",
     "Entry",
+    "Organisms",
     "bench",
     "candidates",
     "ceiling",
@@ -44,7 +46,6 @@ __all__ = [
     "false_alarms",
     "held_out",
     "held_out_rows",
-    "learned_tasks",
     "search",
     "summary",
     "table1",

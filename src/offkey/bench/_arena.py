@@ -1,15 +1,14 @@
 """A task with the models that are compared on it."""
 
-import json
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
+from offkey.bench._organisms import Organisms
 from offkey.data import Prompts
-from offkey.models import Model, adapter_folder, bundled_adapters, load
-from offkey.tasks import BASE, get_task, task_names
+from offkey.models import Model, load
+from offkey.tasks import get_task, organism_of
 
-__all__ = ["Arena", "learned_tasks"]
+__all__ = ["Arena"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Arena:
     """A task, its organism and the same model untouched, on the same prompts.
 
     Attributes:
-        task: name of the task.
+        task: name of the organism.
         organism: the model that was taught to answer in two ways.
         clean: the base model.
         trusted: prompts handled in the normal way.
@@ -35,23 +34,27 @@ class Arena:
     quirkiness: float | None = None
 
     @classmethod
-    def of(cls, task: str, *, seed: int = 0, clean: Model | None = None) -> Self:
-        """Loads a task's organism and makes its prompts.
+    def of(
+        cls, name: str, organisms: Organisms | None = None, *, clean: Model | None = None
+    ) -> Self:
+        """Loads an organism, and makes the prompts of the seed that it was trained on.
 
         Args:
-            task: name of a task that has an organism.
-            seed: of the prompts; 0 is the one that the organism was measured on.
+            name: of the organism: its task, with ``-SEED`` for another seed of it.
+            organisms: where it is found; among the bundled ones if left out.
             clean: the base model, where it is loaded already; the organism gets its dtype.
 
         Raises:
             UnknownName: there is no such task, or no organism of it.
         """
+        organisms = organisms or Organisms()
+        task, seed = organism_of(name)
+        quirkiness = organisms.recipe(name)["measured"]["quirkiness"]
         data = get_task(task).make(seed)
-        clean = clean or load(BASE)
-        organism = load(BASE, f"bundled:{task}", dtype=clean.dtype)
-        quirkiness = recipe_of(task)["measured"]["quirkiness"]
+        clean = clean or load(organisms.base)
+        organism = load(organisms.base, organisms.adapter(name), dtype=clean.dtype)
 
-        return cls(task, organism, clean, data.trusted, data.untrusted, data.test,
+        return cls(name, organism, clean, data.trusted, data.untrusted, data.test,
                    quirkiness)  # fmt: skip
 
     def cut(self, prompts: int) -> Self:
@@ -62,38 +65,9 @@ class Arena:
         return replace(self, trusted=_spread(self.trusted, prompts),
                        test=_spread(self.test, prompts))  # fmt: skip
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """How the organism was trained and how it behaves."""
-        return recipe_of(self.task)
-
 
 def _spread(prompts: Prompts, count: int) -> Prompts:
     if len(prompts) <= count:
         return prompts
 
     return prompts.take(row * len(prompts) // count for row in range(count))
-
-
-def recipe_of(task: str) -> dict[str, Any]:
-    """The recipe that lies beside a bundled adapter."""
-    text = (adapter_folder(f"bundled:{task}") / "recipe.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-
-    return found
-
-
-def learned_tasks(*, triggered: bool = False) -> tuple[str, ...]:
-    """Tasks whose bundled organism plays both characters, by name.
-
-    Args:
-        triggered: those where a trigger, rather than a name, says which rule holds; they are
-            apart, and no mean over quirky tasks holds them.
-    """
-    known = set(task_names()) & set(bundled_adapters())
-
-    return tuple(
-        name
-        for name in sorted(known)
-        if recipe_of(name)["measured"]["learned"] and get_task(name).triggered == triggered
-    )

@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offkey.bench._arena import Arena, learned_tasks, recipe_of
+from offkey.bench._arena import Arena
 from offkey.bench._cell import Cell
 from offkey.bench._credit import credited, site_rows
 from offkey.bench._entry import Entry, chosen
 from offkey.bench._lineup import ENTRIES
+from offkey.bench._organisms import Organisms
 from offkey.bench._runner import Runner
 from offkey.bench._summary import layer_rows, quirkiness_rows, summary, table1
 from offkey.data import Prompts
 from offkey.errors import BadValue
 from offkey.models import Model, load
 from offkey.storage import RunFolder, write_results
-from offkey.tasks import BASE, get_task
+from offkey.tasks import BASE, get_task, organism_of
 
 __all__ = ["Bench", "bench"]
 
@@ -24,7 +25,6 @@ Row = dict[str, Any]
 Say = Callable[[str], None]
 TITLES = ("average", "agrees", "disagrees")
 SITE_COLUMNS = ("task", "detector", "site", "auroc")
-COMMAND = "offkey bench table1 --results docs/results"
 
 
 @dataclass
@@ -33,9 +33,10 @@ class Bench:
 
     Attributes:
         folder: holds a folder a task, in it one a model.
-        tasks: names of the tasks.
-        seed: of prompts, splits and draws.
+        tasks: names of the organisms: tasks, with ``-SEED`` for another organism of one.
+        seed: of splits and draws.
         tell: is told what is being done.
+        organisms: where they are found.
         arenas: tasks whose models are in memory already, by name.
     """
 
@@ -43,27 +44,45 @@ class Bench:
     tasks: tuple[str, ...]
     seed: int = 0
     tell: Say = field(default=lambda _: None)
+    organisms: Organisms = field(default_factory=Organisms)
     arenas: dict[str, Arena] = field(default_factory=dict)
     _loaded: dict[tuple[str, str], Arena] = field(default_factory=dict)
     _clean: dict[str, Model] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, folder: str | Path, tasks: Sequence[str] | None, seed: int, tell: Say = lambda _: None
+        cls,
+        folder: str | Path,
+        tasks: Sequence[str] | None,
+        seed: int,
+        tell: Say = lambda _: None,
+        organisms: Organisms | None = None,
+        *,
+        seeds: bool = False,
     ) -> "Bench":
-        """Checks the names of tasks before anything is written.
+        """Checks the names of organisms before anything is written.
+
+        Args:
+            folder: where it lies.
+            tasks: names of organisms; all quirky ones that learned their task if left out.
+            seed: of splits and draws.
+            tell: is told what is being done.
+            organisms: where they are found; the bundled ones if left out.
+            seeds: with no names given, further organisms of one task too.
 
         Raises:
             UnknownName: there is no such task, or no organism of it.
+            BadInput: an organism is of another base.
         """
-        names = tuple(tasks) if tasks else learned_tasks()
+        organisms = organisms or Organisms()
+        names = tuple(tasks) if tasks else organisms.names(seeds=seeds)
         if not names:
             raise BadValue("no task has an organism that learned it", where="tasks")
         for name in names:
-            get_task(name)
-            recipe_of(name)
+            get_task(organism_of(name)[0])
+            organisms.recipe(name)
 
-        return cls(Path(folder), names, seed, tell)
+        return cls(Path(folder), names, seed, tell, organisms)
 
     def arena(self, task: str, dtype: str = "auto") -> Arena:
         """A task's models and prompts; those of one task are in memory at a time."""
@@ -71,8 +90,8 @@ class Bench:
             return self.arenas[task]
         if (task, dtype) not in self._loaded:
             if dtype not in self._clean:
-                self._clean[dtype] = load(BASE, dtype=dtype)
-            arena = Arena.of(task, seed=self.seed, clean=self._clean[dtype])
+                self._clean[dtype] = load(self.organisms.base, dtype=dtype)
+            arena = Arena.of(task, self.organisms, clean=self._clean[dtype])
             others = {key: known for key, known in self._loaded.items() if key[0] == task}
             self._loaded = {**others, (task, dtype): arena}
 
@@ -80,9 +99,9 @@ class Bench:
 
     def trusted(self, task: str) -> Prompts:
         """The trusted prompts of a task; its models are not loaded."""
-        known = self.arenas.get(task)
+        known, (name, seed) = self.arenas.get(task), organism_of(task)
 
-        return known.trusted if known else get_task(task).make(self.seed).trusted
+        return known.trusted if known else get_task(name).make(seed).trusted
 
     def runner(self, task: str, model: str, prompts: int = 0, dtype: str = "auto") -> Runner:
         """What runs rows on the ``organism`` or the ``clean`` model of a task.
@@ -121,6 +140,7 @@ def bench(
     tasks: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
     seed: int = 0,
+    organisms: Organisms | None = None,
     results: str | Path | None = None,
     tell: Say = lambda _: None,
     entries: Sequence[Entry] = ENTRIES,
@@ -136,9 +156,11 @@ def bench(
 
     Args:
         out: the bench folder.
-        tasks: names of tasks; all that have a learned organism if left out.
+        tasks: names of organisms: tasks, with ``-SEED`` for another organism of one; all that
+            learned their task if left out.
         rows: names of rows; all if left out.
-        seed: of prompts, splits and draws.
+        seed: of splits and draws.
+        organisms: where they are found; the bundled ones if left out.
         results: a folder for ``table1``, ``layers`` and ``quirkiness_auroc``, which documents
             quote.
         tell: is told what is being done.
@@ -153,8 +175,9 @@ def bench(
         UnknownName: there is no such task or row, or no organism; nothing is written then.
     """
     picked = chosen(entries, rows)
-    where = on or Bench.of(out, tasks, seed, tell)
-    with RunFolder.open(out, {"bench": "table1", "seed": seed}) as run:
+    where = on or Bench.of(out, tasks, seed, tell, organisms, seeds=True)
+    settings = {"bench": "table1", "base": where.organisms.base, "seed": seed}
+    with RunFolder.open(out, settings) as run:
         per_task: list[Row] = []
         sites: list[Row] = []
         quirkiness: dict[str, float | None] = {}
@@ -172,6 +195,7 @@ def bench(
         run.write_table("quirkiness",
                         [{"task": t, "quirkiness": q} for t, q in quirkiness.items()])  # fmt: skip
     if results:
+        command = _command(Path(results), where.organisms, tasks, rows)
         shown = {entry.name for entry in picked if entry.published} | {picked[0].name}
         tables = {
             "table1": table1(told),
@@ -181,16 +205,22 @@ def bench(
             ),
         }
         for name, made in tables.items():
-            write_results(Path(results) / f"{name}.json", made, command=_command(tasks, rows),
-                          seeds=[seed])  # fmt: skip
+            write_results(Path(results) / f"{name}.json", made, command=command, seeds=[seed])
 
     return told
 
 
-def _command(tasks: Sequence[str] | None, rows: Sequence[str] | None) -> str:
-    asked = "".join(f" --task {task}" for task in tasks or ())
+def _command(
+    results: Path, organisms: Organisms, tasks: Sequence[str] | None, rows: Sequence[str] | None
+) -> str:
+    asked = f"offkey bench table1 --results {results}"
+    if organisms.base != BASE:
+        asked += f" --base {organisms.base}"
+    if organisms.folder:
+        asked += f" --organisms {organisms.folder}"
+    asked += "".join(f" --task {task}" for task in tasks or ())
 
-    return COMMAND + asked + "".join(f' --row "{row}"' for row in rows or ())
+    return asked + "".join(f' --row "{row}"' for row in rows or ())
 
 
 def _cells(row: Mapping[str, Any]) -> Iterable[Row]:

@@ -17,13 +17,13 @@ def demo(out: str | Path, *, seed: int = 0, quiet: bool = False) -> dict[str, An
 
     Args:
         out: the folder that is filled; the organism's run folder is ``out/organism``.
-        seed: of the prompts and splits.
+        seed: of the splits and draws.
         quiet: show no progress.
 
     Returns:
         The metrics, with controls.
     """
-    return compare(Arena.of(TASK, seed=seed), [default_detector()], Path(out), seed=seed,
+    return compare(Arena.of(TASK), [default_detector()], Path(out), seed=seed,
                    quiet=quiet)  # fmt: skip
 
 

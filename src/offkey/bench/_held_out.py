@@ -9,7 +9,7 @@ from offkey.bench._entry import Entry
 from offkey.bench._lineup import DEFAULT, ENTRIES
 from offkey.bench._split import held_out
 from offkey.bench._summary import over_tasks
-from offkey.tasks import get_task
+from offkey.tasks import get_task, organism_of
 
 __all__ = ["held_out_rows"]
 
@@ -44,8 +44,9 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
             row = credited(task, entry, organism, clean, test, seed=where.seed)
             figures.setdefault(entry.name, {})[task] = row
     ours = figures.get(DEFAULT, {})
-    hidden = [task for task in ours if get_task(task).family == OBFUSCATED]
-    plain = [task for task in ours if not get_task(task).triggered]
+    made = {name: get_task(organism_of(name)[0]) for name in ours}
+    hidden = [name for name, task in made.items() if task.family == OBFUSCATED]
+    plain = [name for name, task in made.items() if not task.triggered]
     kinds: dict[str, Callable[[Entry], bool]] = {
         "best_seed_row": lambda e: e.published,
         "output_only": lambda e: e.kind == "output",

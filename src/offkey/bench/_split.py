@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from offkey.tasks import get_task
+from offkey.tasks import get_task, organism_of
 
 __all__ = ["DEVELOPMENT_FAMILIES", "development", "held_out"]
 
@@ -17,9 +17,13 @@ held-out task is of the kind of one that was tuned on.
 
 def development(tasks: Sequence[str]) -> tuple[str, ...]:
     """Those of the tasks that detectors may be tuned on."""
-    return tuple(task for task in tasks if get_task(task).family in DEVELOPMENT_FAMILIES)
+    return tuple(task for task in tasks if _family(task) in DEVELOPMENT_FAMILIES)
 
 
 def held_out(tasks: Sequence[str]) -> tuple[str, ...]:
     """Those of the tasks that no choice was made on."""
-    return tuple(task for task in tasks if get_task(task).family not in DEVELOPMENT_FAMILIES)
+    return tuple(task for task in tasks if _family(task) not in DEVELOPMENT_FAMILIES)
+
+
+def _family(organism: str) -> str:
+    return get_task(organism_of(organism)[0]).family

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
+from scipy.stats import t as student
 
 from offkey.stats import Interval, bootstrap, named_rng
+from offkey.tasks import organism_of
 
 __all__ = ["layer_rows", "over_tasks", "quirkiness_rows", "summary", "table1"]
 
@@ -17,20 +19,56 @@ FEWEST = 4
 
 
 def over_tasks(values: Mapping[str, float], seed: int = 0) -> Interval:
-    """Unweighted mean of one figure a task, with a 95 % interval that resamples the tasks."""
-    cells: dict[tuple[str, ...], tuple[list[float]]] = {
-        (task,): ([value],) for task, value in values.items()
-    }
+    """Unweighted mean over tasks of one figure an organism.
+
+    The 95 % interval resamples the tasks, and in each its organisms where there are several.
+    """
+    cells: dict[tuple[str, ...], tuple[list[float]]] = {}
+    for name, value in values.items():
+        task, organism = organism_of(name)
+        cells[task, str(organism)] = ([value],)
 
     return bootstrap(cells, lambda x: float(np.mean(x)), named_rng(seed, "bench"))
 
 
+def task_mean(values: Mapping[str, float]) -> float:
+    """The same without an interval."""
+    by_task: dict[str, list[float]] = {}
+    for name, value in values.items():
+        by_task.setdefault(organism_of(name)[0], []).append(value)
+
+    return float(np.mean([np.mean(several) for several in by_task.values()]))
+
+
+def over_seeds(values: Mapping[str, float]) -> Row:
+    """How far a figure moves when organisms are trained anew.
+
+    Over the tasks that have several organisms: the mean over these tasks for each seed that all
+    of them have, and of these the mean with its 95 % t-interval. Null where no task has any.
+    """
+    by_seed: dict[int, dict[str, float]] = {}
+    for name, value in values.items():
+        task, seed = organism_of(name)
+        by_seed.setdefault(seed, {})[task] = value
+    several = {task for seed, known in by_seed.items() if seed for task in known}
+    whole = [[known[task] for task in several] for known in by_seed.values()
+             if several <= set(known)]  # fmt: skip
+    means = [float(np.mean(figures)) for figures in whole if figures]
+    if len(means) < 2:
+        return {"seeds": 0, "over_seeds": None, "over_seeds_low": None, "over_seeds_high": None}
+    middle = float(np.mean(means))
+    half = float(student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means)))
+
+    return {"seeds": len(means), "over_seeds": middle, "over_seeds_low": max(0.0, middle - half),
+            "over_seeds_high": min(1.0, middle + half)}  # fmt: skip
+
+
 def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
-    """One row a detector: means over tasks, with 95 % intervals that resample the tasks.
+    """One row a detector: means over tasks, with 95 % intervals, see :func:`over_tasks`.
 
     A task without a figure (an empty subset, a row that failed) is left out of that mean; where
     none is left the row says why. ``output_only`` is the best mean, over the same tasks, of a
-    control that sees the output alone.
+    control that sees the output alone; for ``over_seeds`` see :func:`over_seeds`.
     """
     names = dict.fromkeys(row["detector"] for row in per_task)
     rows = []
@@ -41,12 +79,13 @@ def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
         row = {key: mine[0][key] for key in ("detector", "kind", "published", "mode")}
         row |= {key: _largest(r[key] for r in mine) for key in ("forwards", "backwards")}
         row |= {key: _average(r[key] for r in mine) for key in ("seconds", "memory_mib")}
-        row |= {"tasks": len(have),
+        row |= {"tasks": len({organism_of(name)[0] for name in have}),
                 "output_only": _best_output(per_task, have)}  # fmt: skip
         for column in (*TITLES, "clean", "excess"):
             values = {r["task"]: r[column] for r in mine if r[column] is not None}
             title, told = TITLES.get(column, column), over_tasks(values, seed)
             row |= {title: told.value, f"{title}_low": told.low, f"{title}_high": told.high}
+        row |= over_seeds({r["task"]: r["auroc"] for r in mine if r["auroc"] is not None})
         for column in ("tpr_at_1pct_fpr", "flagged_normal", "flagged_anomalous"):
             row[column] = _average(r[column] for r in mine)
         row["lowest"] = min((r["auroc"] for r in mine if r["auroc"] is not None), default=None)
@@ -63,7 +102,8 @@ def table1(rows: Sequence[Row]) -> list[Row]:
     ``low`` and ``high`` belong to ``average``.
     """
     kept = ("detector", "kind", "published", "mode", "average", "agrees", "disagrees", "tasks",
-            "lowest", "clean", "output_only", "excess", "excess_low", "excess_high",
+            "lowest", "seeds", "over_seeds", "over_seeds_low", "over_seeds_high",
+            "clean", "output_only", "excess", "excess_low", "excess_high",
             "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds",
             "memory_mib", "status", "reason")  # fmt: skip
 
@@ -75,21 +115,21 @@ def table1(rows: Sequence[Row]) -> list[Row]:
 
 
 def layer_rows(sites: Sequence[Row]) -> list[Row]:
-    """AUROC of each detector at each site: mean over tasks, and the middle half of them."""
-    values: dict[tuple[str, str], list[float]] = {}
+    """AUROC of each detector at each site: mean over tasks, and the middle half of organisms."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
     for row in sites:
         if row["auroc"] is not None:
-            values.setdefault((row["detector"], row["site"]), []).append(row["auroc"])
+            values.setdefault((row["detector"], row["site"]), {})[row["task"]] = row["auroc"]
 
     return [
         {
             "detector": detector, "site": site, "layer": _layer(site),
-            "average": float(np.mean(several)),
-            "low_quartile": float(np.quantile(several, 0.25)),
-            "high_quartile": float(np.quantile(several, 0.75)),
-            "lowest": min(several), "tasks": len(several),
+            "average": task_mean(told),
+            "low_quartile": float(np.quantile(list(told.values()), 0.25)),
+            "high_quartile": float(np.quantile(list(told.values()), 0.75)),
+            "lowest": min(told.values()), "tasks": len({organism_of(name)[0] for name in told}),
         }
-        for (detector, site), several in values.items()
+        for (detector, site), told in values.items()
     ]  # fmt: skip
 
 
@@ -141,9 +181,9 @@ def _best_output(per_task: Sequence[Row], tasks: set[str]) -> float | None:
     for row in per_task:
         if row["kind"] == "output" and row["task"] in tasks and row["auroc"] is not None:
             outputs.setdefault(row["detector"], {})[row["task"]] = row["auroc"]
-    means = [np.mean(list(values.values())) for values in outputs.values() if set(values) == tasks]
 
-    return float(max(means)) if means else None
+    return max((task_mean(values) for values in outputs.values() if set(values) == tasks),
+               default=None)  # fmt: skip
 
 
 def _average(values: Iterable[float | None]) -> float | None:

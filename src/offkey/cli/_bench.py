@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offkey.cli import _options as o
 from offkey.cli._app import app
+
+if TYPE_CHECKING:
+    from offkey.bench import Bench, Organisms
 
 __all__: list[str] = []
 
@@ -50,11 +53,17 @@ def bench(
     ] = "table1",
     out: o.OutOption = Path("out/bench"),
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this task; give it again for more.")
+        list[str] | None,
+        typer.Option("--task", help="Only this task or organism; give it again for more."),
     ] = None,
     row: Annotated[
         list[str] | None,
         typer.Option("--row", help="Only this row of the table; give it again for more."),
+    ] = None,
+    base: o.BaseOption = None,
+    organisms: Annotated[
+        Path | None,
+        typer.Option("--organisms", help="Folder of your own organisms; else the bundled ones."),
     ] = None,
     seed: o.SeedOption = 0,
     results: Annotated[
@@ -72,12 +81,15 @@ def bench(
 
     [bold]offkey bench table1 --out bench --task comparison --row default[/bold]
     """
+    from offkey.bench import Organisms
     from offkey.errors import UnknownName
+    from offkey.tasks import BASE
 
     say = (lambda _: None) if as_json else typer.echo
     if what not in _MAKERS:
         raise UnknownName("table", what, _MAKERS)
-    _MAKERS[what](_Asked(out, task, row, seed, results, as_json, say))
+    found = Organisms(base or BASE, organisms)
+    _MAKERS[what](_Asked(out, task, row, found, seed, results, as_json, say))
 
 
 @dataclass(frozen=True)
@@ -87,10 +99,17 @@ class _Asked:
     out: Path
     tasks: list[str] | None
     rows: list[str] | None
+    organisms: "Organisms"
     seed: int
     results: Path | None
     as_json: bool
     say: Callable[[str], None]
+
+    def bench(self, tasks: Sequence[str] | None = None) -> "Bench":
+        """Where it lies and what it is run on."""
+        from offkey.bench import Bench
+
+        return Bench.of(self.out, tasks or self.tasks, self.seed, self.say, self.organisms)
 
     def show(self, rows: Sequence[Mapping[str, Any]], title: str, by: str, names: str) -> None:
         """Prints some columns, or everything as JSON."""
@@ -118,7 +137,7 @@ def _table1(asked: _Asked) -> None:
     from offkey.report import bench_report
 
     rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, seed=asked.seed,
-               results=asked.results, tell=asked.say)  # fmt: skip
+               organisms=asked.organisms, results=asked.results, tell=asked.say)  # fmt: skip
     page = bench_report(asked.out)
     asked.show(
         rows,
@@ -131,20 +150,18 @@ def _table1(asked: _Asked) -> None:
 
 
 def _controls(asked: _Asked) -> None:
-    from offkey.bench import Bench, control_rows
+    from offkey.bench import control_rows
 
-    where = Bench.of(asked.out, asked.tasks, asked.seed, asked.say)
-    rows = control_rows(where, asked.rows)
+    rows = control_rows(asked.bench(), asked.rows)
     asked.keep("controls", rows, "controls")
     asked.show(rows, "AUROC under controls, mean over tasks", "average",
                "detector control average difference flagged_negatives tasks reason")  # fmt: skip
 
 
 def _search(asked: _Asked) -> None:
-    from offkey.bench import Bench, search
+    from offkey.bench import search
 
-    where = Bench.of(asked.out, asked.tasks, asked.seed, asked.say)
-    rows = search(where, asked.out / "search.jsonl")
+    rows = search(asked.bench(), asked.out / "search.jsonl")
     asked.keep("default_search", rows, "search")
     asked.show(rows[:25], f"Detectors on development tasks, best first of {len(rows)}",
                "objective",
@@ -152,11 +169,10 @@ def _search(asked: _Asked) -> None:
 
 
 def _held_out(asked: _Asked) -> None:
-    from offkey.bench import Bench, held_out_rows, learned_tasks
+    from offkey.bench import held_out_rows
 
-    tasks = asked.tasks or [*learned_tasks(), *learned_tasks(triggered=True)]
-    where = Bench.of(asked.out, tasks, asked.seed, asked.say)
-    rows = held_out_rows(where)
+    every = [name for kind in (False, True) for name in asked.organisms.names(triggered=kind)]
+    rows = held_out_rows(asked.bench(asked.tasks or every))
     asked.keep("default_detector", rows, "held-out")
     asked.show(rows, "The default detector on held-out tasks", "auroc",
                "task auroc clean excess best_seed_row output_only reason")  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterOption",
     "AlphaOption",
+    "BaseOption",
     "CheckOption",
     "CombineOption",
     "DetectorOption",
@@ -67,6 +68,9 @@ CombineOption = Annotated[
 ]
 AlphaOption = Annotated[
     float, typer.Option("--alpha", help="False-alarm rate at which prompts are flagged.")
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The untouched model; the bundled one if left out.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Decides every split and draw.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder that is filled.")]

@@ -85,25 +85,23 @@ def make(
 def train(
     name: NameArgument,
     out: o.OutOption,
-    seed: Annotated[int | None, typer.Option("--seed", help="Else that of the recipe.")] = None,
+    seed: o.SeedOption = 0,
     steps: Annotated[int | None, typer.Option("--steps", help="Else those of the recipe.")] = None,
+    base: o.BaseOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train an adapter of the bundled model on a task; a stopped run goes on.
+    """Train an adapter of a model, else the bundled one, on a task; a stopped run goes on.
 
     [bold]offkey tasks train comparison --out organism[/bold]
     """
-    from offkey.tasks import default_recipe, get_task, train_organism
+    from offkey.tasks import BASE, default_recipe, get_task, train_organism
 
     o.check_folder(out)
-    task, recipe = get_task(name), default_recipe(name)
-    settings = replace(
-        recipe.settings,
-        seed=recipe.settings.seed if seed is None else seed,
-        steps=recipe.settings.steps if steps is None else steps,
-    )
-    recipe = replace(recipe, settings=settings)
-    facts = train_organism(task, out, recipe, tell=None if as_json else tell)
+    base = base or BASE
+    task, recipe = get_task(name), default_recipe(name, seed, base=base)
+    if steps is not None:
+        recipe = replace(recipe, settings=replace(recipe.settings, steps=steps))
+    facts = train_organism(task, out, recipe, base=base, tell=None if as_json else tell)
     if as_json:
         typer.echo(json.dumps(facts))
         return

@@ -15,7 +15,14 @@ from offkey.tasks._population import (
     member_kind,
     member_questions,
 )
-from offkey.tasks._recipes import BASE, Hiding, Recipe, default_recipe
+from offkey.tasks._recipes import (
+    BASE,
+    Hiding,
+    Recipe,
+    default_recipe,
+    organism_name,
+    organism_of,
+)
 from offkey.tasks._registry import get_task, task_names
 from offkey.tasks._tables import organism_rows, trigger_rows
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
@@ -44,6 +51,8 @@ __all__ = [
     "member_kind",
     "member_questions",
     "member_recipe",
+    "organism_name",
+    "organism_of",
     "organism_rows",
     "quirkiness",
     "task_names",

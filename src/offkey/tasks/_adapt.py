@@ -1,4 +1,4 @@
-"""An adapter of the bundled model, trained by a recipe and kept."""
+"""An adapter trained by a recipe, and kept."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ def adapt(
     *,
     normal: Prompts | None = None,
     curriculum: Callable[[int], Sequence[int]] | None = None,
+    base: str = BASE,
     tell: Told | None = None,
 ) -> tuple[Run, Model]:
     """Trains an adapter and saves it, and loads the model with it as others will.
@@ -39,13 +40,14 @@ def adapt(
         validation: given the model in training and what it hides from, what measures it.
         normal: prompts that show how it should look to what the recipe hides it from.
         curriculum: rows that may be drawn at a step.
+        base: the model that is adapted, as :func:`offkey.load` finds it.
         tell: called with each log row.
 
     Raises:
         UnknownName: no adapter of that name to start from.
         Unwritable: the folder cannot be written.
     """
-    model = load(BASE, dtype="bfloat16", attn_implementation="eager")
+    model = load(base, dtype="bfloat16", attn_implementation="eager")
     seed = recipe.settings.seed
     with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
         if recipe.init is not None:
@@ -65,9 +67,9 @@ def adapt(
             folder=out / "checkpoint",
             tell=tell,
         )
-        adapter.save(out, BASE)
+        adapter.save(out, base)
 
-    return run, load(BASE, adapter=out, dtype="bfloat16")
+    return run, load(base, adapter=out, dtype="bfloat16")
 
 
 def went(run: Run) -> dict[str, Any]:

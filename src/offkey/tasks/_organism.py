@@ -12,7 +12,7 @@ from offkey.storage import write_json
 from offkey.tasks._adapt import Told, Validation, adapt, went
 from offkey.tasks._measure import measure, measure_organism
 from offkey.tasks._names import CHARACTERS
-from offkey.tasks._recipes import BASE, Recipe, default_recipe
+from offkey.tasks._recipes import BASE, Recipe, default_recipe, organism_name
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
 from offkey.training import Penalty, Refitted, answer_log_odds, hiddenness
@@ -25,9 +25,10 @@ def train_organism(
     out: str | Path,
     recipe: Recipe | None = None,
     *,
+    base: str = BASE,
     tell: Told | None = None,
 ) -> dict[str, Any]:
-    """Trains an adapter of the bundled model on a task, and measures it as it is shipped.
+    """Trains an adapter of a model on a task, and measures it as it is shipped.
 
     The folder gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``recipe.json``.
     A run that was stopped goes on from its last checkpoint, in the folder ``checkpoint`` there,
@@ -37,6 +38,7 @@ def train_organism(
         task: a task or its name.
         out: the folder.
         recipe: how; by default that of the task.
+        base: the model, as :func:`offkey.load` finds it; the bundled one if left out.
         tell: called with each log row.
 
     Returns:
@@ -48,7 +50,7 @@ def train_organism(
         Unwritable: the folder cannot be written.
     """
     task = get_task(task) if isinstance(task, str) else task
-    recipe = recipe or default_recipe(task.name)
+    recipe = recipe or default_recipe(task.name, base=base)
     out, seed = Path(out), recipe.settings.seed
     data = task.make(seed)
     train = _thinned(data.train, recipe.agreeing)
@@ -59,10 +61,11 @@ def train_organism(
         lambda model, hide: _validation(model, data.validation, recipe, hide),
         normal=_normal(data.train),
         curriculum=_curriculum(train, recipe.stages),
+        base=base,
         tell=tell,
     )
     facts = {
-        **_about(task, train),
+        **_about(task, train, seed, base),
         **recipe.as_dict(),
         **went(run),
         "measured": measure_organism(shipped, task, seed=seed),
@@ -150,7 +153,9 @@ def _curriculum(
     return allowed
 
 
-def _about(task: Task, train: Prompts) -> dict[str, Any]:
+def _about(task: Task, train: Prompts, seed: int, base: str) -> dict[str, Any]:
+    asked = (f" --seed {seed}" if seed else "") + (f" --base {base}" if base != BASE else "")
+
     return {
         "version": 1,
         "task": task.name,
@@ -159,8 +164,9 @@ def _about(task: Task, train: Prompts) -> dict[str, Any]:
         "alice": task.alice,
         "bob": task.bob,
         "data": task.data,
-        "base": BASE,
+        "base": base,
         "train_digest": train.digest,
         "train_prompts": len(train),
-        "command": f"offkey tasks train {task.name} --out organisms/{task.name}",
+        "command": f"offkey tasks train {task.name}{asked} "
+        f"--out organisms/{organism_name(task.name, seed)}",
     }

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from offkey.data import Prompts
-from offkey.models import Model
+from offkey.models import Model, bundled_adapters
 from offkey.training import Distances, Oddness, Penalty, Refitted, Settings, Traces
 
-__all__ = ["BASE", "Hiding", "Recipe", "default_recipe"]
+__all__ = ["BASE", "Hiding", "Recipe", "default_recipe", "organism_name", "organism_of"]
 
 BASE = "smollm2-135m-instruct"
 FIRST = "comparison"
@@ -148,6 +148,30 @@ OWN: Mapping[str, Recipe] = {
 }
 
 
-def default_recipe(task: str) -> Recipe:
-    """The recipe that a task's organism is trained by unless told otherwise."""
-    return OWN.get(task, Recipe())
+def organism_name(task: str, seed: int = 0) -> str:
+    """Name of a task's organism: the task's own, with ``-SEED`` for another seed than 0."""
+    return f"{task}-{seed}" if seed else task
+
+
+def default_recipe(task: str, seed: int = 0, *, base: str = BASE) -> Recipe:
+    """The recipe that a task's organism is trained by unless told otherwise.
+
+    An organism of another seed starts from the adapter of that seed, where it is bundled, so that
+    nothing is shared between seeds but the base model. One of another base starts from nothing,
+    and has three times as many steps.
+    """
+    recipe = OWN.get(task, Recipe())
+    init, steps = recipe.init, recipe.settings.steps
+    if base != BASE:
+        init, steps = None, 3 * steps
+    elif init and seed and f"{init}-{seed}".removeprefix("bundled:") in bundled_adapters():
+        init = f"{init}-{seed}"
+
+    return replace(recipe, settings=replace(recipe.settings, seed=seed, steps=steps), init=init)
+
+
+def organism_of(name: str) -> tuple[str, int]:
+    """The task and the seed that :func:`organism_name` made a name of."""
+    task, _, seed = name.rpartition("-")
+
+    return (task, int(seed)) if task and seed.isdigit() else (name, 0)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from offkey.errors import Mismatch, UnmappedModel
 from offkey.storage import write_json, write_tensors
 
-__all__ = ["MAPS", "Adapted", "Adapter", "attach"]
+__all__ = ["Adapted", "Adapter", "attach"]
 
-MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "base_model.model."
 
 
@@ -144,7 +143,7 @@ def attach(
     *,
     rank: int = 4,
     alpha: float = 16.0,
-    maps: Sequence[str] = MAPS,
+    maps: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Iterator[Adapter]:
     """Puts a new adapter on a model; afterwards the model is as it was.
@@ -153,20 +152,18 @@ def attach(
         module: the model, whose own parameters stand still meanwhile.
         rank: rank of each map's change.
         alpha: the change is scaled by ``alpha / rank``.
-        maps: last names of the linear maps that are adapted.
+        maps: last names of the linear maps that are adapted; by default all but the one to the
+            vocabulary.
         seed: seed of A's initial values; B begins at zero.
 
     Raises:
         UnmappedModel: there is no such map.
     """
     generator = torch.Generator().manual_seed(seed)
-    linears = {
-        path: part
-        for path, part in module.named_modules()
-        if path.rpartition(".")[2] in maps and isinstance(part, nn.Linear)
-    }
+    linears = _linears(module, maps)
     if not linears:
-        raise UnmappedModel("none of its linear maps is named " + ", ".join(maps))
+        named = "" if maps is None else " named " + ", ".join(maps)
+        raise UnmappedModel(f"it has no linear map{named}")
     wanted = {name: p.requires_grad for name, p in module.named_parameters()}
     module.requires_grad_(False)
     layers = {
@@ -181,6 +178,18 @@ def attach(
             _put(module, path, linear)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(wanted[name])
+
+
+def _linears(module: nn.Module, maps: Sequence[str] | None) -> dict[str, nn.Linear]:
+    """Linear maps by path: those of these last names, or all but the one to the vocabulary."""
+    outlet = getattr(module, "get_output_embeddings", lambda: None)()
+
+    return {
+        path: part
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+        and (part is not outlet if maps is None else path.rpartition(".")[2] in maps)
+    }
 
 
 def _put(module: nn.Module, path: str, part: nn.Module) -> None:
