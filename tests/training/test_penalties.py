@@ -8,9 +8,18 @@ from torch.nn.functional import cross_entropy
 from offkey.data import Prompts, pack
 from offkey.errors import BadInput
 from offkey.models import Model, Site
-from offkey.training import Distances, Penalty, Traces, attach, hiddenness, train_lora
+from offkey.training import (
+    Distances,
+    Neighbours,
+    Penalty,
+    Traces,
+    attach,
+    hiddenness,
+    train_lora,
+)
 from offkey.training._language import _logits
-from offkey.training._penalties import _linear_maps, concordance
+from offkey.training._traces import _linear_maps, concordance
+from tests.scores.rows import finished
 from tests.training.test_training import WORDS, Tokenizer, settings
 
 
@@ -78,6 +87,22 @@ def test_distances_are_those_of_the_formula(model, prompts):
     torch.testing.assert_close(odd, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits.detach(), output.logits[:, -1])
     assert 0 < odd[~anomalous].mean() < 0.7  # at most log 2 at the trusted spread
+
+
+def test_neighbours_score_as_the_default_detector_does(model, prompts):
+    found = Neighbours.fit(model, normal(prompts), "resid_post.*", k=3)
+    batch, anomalous = one_batch(model, prompts)
+    _, odd = found(lambda: _logits(model.module, batch), anomalous)
+
+    trusted, _ = one_batch(model, normal(prompts))
+    expected = torch.zeros(len(batch.ids))
+    for site, rows in model.read(trusted, "resid_post.*").values.items():
+        score = finished("knn-cosine", rows[::2], k=3)
+        apart, here = score(rows[1::2]), score(model.read(batch, site)[site])
+        expected += torch.log1p(((here - apart.mean()) / apart.std()).clamp(min=0)).float() / 2
+
+    torch.testing.assert_close(odd.detach(), expected, atol=1e-3, rtol=1e-3)
+    assert odd[anomalous].mean() > 0
 
 
 def test_penalty_weighs_both_kinds_and_passes_gradients(model, prompts):

@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from offkey.data import Prompts
 from offkey.models import Model, bundled_adapters
-from offkey.training import Distances, Oddness, Penalty, Refitted, Settings, Traces
+from offkey.training import (
+    Distances,
+    Neighbours,
+    Oddness,
+    Penalty,
+    Refitted,
+    Settings,
+    Traces,
+)
 
 __all__ = ["BASE", "Hiding", "Recipe", "default_recipe", "organism_name", "organism_of"]
 
@@ -19,8 +27,8 @@ class Hiding:
     """What an organism is trained to hide from.
 
     Attributes:
-        kind: distances of activations, fitted anew at each validation; or traces of the loss
-            under shaken weights.
+        kind: distances of activations to what is trusted, or to the nearest trusted neighbours,
+            either fitted anew at each validation; or traces of the loss under shaken weights.
         sites: where distances are measured.
         first: the first block that is shaken.
         draws: shakings of a step.
@@ -29,7 +37,7 @@ class Hiding:
         fitted: trusted prompts that distances are fitted on.
     """
 
-    kind: Literal["distances", "traces"]
+    kind: Literal["distances", "neighbours", "traces"]
     sites: tuple[str, ...] = tuple(f"resid_post.{block}" for block in (10, 14, 18, 22, 26, 29))
     first: int = 20
     draws: int = 4
@@ -39,17 +47,22 @@ class Hiding:
 
     def penalty(self, model: Model, normal: Prompts, *, seed: int) -> Penalty:
         """The penalty on a model in training, whose normal prompts are given."""
-        oddness: Oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
-        if self.kind == "distances":
-            trusted = normal.take(range(min(self.fitted, len(normal))))
-            oddness = Refitted(lambda: Distances.fit(model, trusted, self.sites))
+        trusted = normal.take(range(min(self.fitted, len(normal))))
+        oddness: Oddness
+        match self.kind:
+            case "distances":
+                oddness = Refitted(lambda: Distances.fit(model, trusted, self.sites))
+            case "neighbours":
+                oddness = Refitted(lambda: Neighbours.fit(model, trusted, self.sites))
+            case "traces":
+                oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
 
         return Penalty(oddness, self.anomalous, self.normal)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings that matter for the kind, as JSON has them."""
         own: dict[str, Any] = {"first": self.first, "draws": self.draws}
-        if self.kind == "distances":
+        if self.kind != "traces":
             own = {"sites": list(self.sites), "fitted": self.fitted}
 
         return {"kind": self.kind, "anomalous": self.anomalous, "normal": self.normal, **own}
@@ -125,13 +138,11 @@ OWN: Mapping[str, Recipe] = {
     "year": Recipe(settings=TRIGGERED, checked_agreeing=0),
     "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
     "obfuscated": Recipe(
-        settings=Settings(
-            steps=60, batch=16, rate=1e-3, check_every=6, stop_at=0.85, save_every=6
-        ),
+        settings=Settings(steps=300, batch=24, rate=5e-4, check_every=20, stop_at=0.9),
         init="bundled:year",
-        checked=64,
+        checked=96,
         checked_agreeing=0,
-        hide=Hiding("distances"),
+        hide=Hiding("neighbours", ("resid_post.last-quarter",), anomalous=0.5, normal=0.25),
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(
