@@ -164,7 +164,7 @@ def test_a_model_without_the_trigger_does_not_fire(tiny):
 SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
 KINDS = {
     "distances": Hiding("distances", sites=("resid_post.0",), fitted=40),
-    "neighbours": Hiding("neighbours", sites=("resid_post.0",), fitted=60),
+    "neighbours": Hiding("neighbours", sites=("resid_post.0",)),
     "traces": Hiding("traces", first=0, draws=2, normal=0.0),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from offkey.data import Prompts, pack
 from offkey.errors import BadInput
@@ -90,19 +90,29 @@ def test_distances_are_those_of_the_formula(model, prompts):
 
 
 def test_neighbours_score_as_the_default_detector_does(model, prompts):
-    found = Neighbours.fit(model, normal(prompts), "resid_post.*", k=3)
+    found = Neighbours(model, "resid_post.*", k=3)
     batch, anomalous = one_batch(model, prompts)
     _, odd = found(lambda: _logits(model.module, batch), anomalous)
 
-    trusted, _ = one_batch(model, normal(prompts))
     expected = torch.zeros(len(batch.ids))
-    for site, rows in model.read(trusted, "resid_post.*").values.items():
-        score = finished("knn-cosine", rows[::2], k=3)
-        apart, here = score(rows[1::2]), score(model.read(batch, site)[site])
-        expected += torch.log1p(((here - apart.mean()) / apart.std()).clamp(min=0)).float() / 2
+    for rows in model.read(batch, "resid_post.*").values.values():
+        distances = torch.zeros(len(rows))
+        for number, row in enumerate(rows):
+            others = [n for n in range(len(rows)) if n != number and not anomalous[n]]
+            distances[number] = finished("knn-cosine", rows[others], k=3)(row[None])[0]
+        typical = distances[~anomalous]
+        expected += torch.log1p(softplus((distances - typical.mean()) / typical.std())) / 2
 
     torch.testing.assert_close(odd.detach(), expected, atol=1e-3, rtol=1e-3)
-    assert odd[anomalous].mean() > 0
+    assert odd[anomalous].mean() > odd[~anomalous].mean()
+
+
+def test_neighbours_need_normal_rows_in_the_batch(model, prompts):
+    batch, anomalous = one_batch(model, prompts)
+    found = Neighbours(model, "resid_post.*")
+    _, odd = found(lambda: _logits(model.module, batch), torch.ones_like(anomalous))
+
+    assert odd.tolist() == [0.0] * len(odd)
 
 
 def test_penalty_weighs_both_kinds_and_passes_gradients(model, prompts):

@@ -61,6 +61,24 @@ class Batch:
 
         return replace(self, inputs=inputs, ids=tuple(self.ids[row] for row in rows), **parts)
 
+    def alone(self, row: int) -> Self:
+        """One row as a batch of its own, without its padding."""
+        keep = torch.zeros(len(self), dtype=torch.bool)
+        keep[row] = True
+        found = self.select(keep)
+        if found.mask is None:
+            return found
+        real = slice(-int(found.mask.sum()), None)
+        tokens = {
+            name: value[:, real]
+            for name in ("mask", "positions", "roles")
+            if (value := getattr(found, name)) is not None
+        }
+
+        return replace(
+            found, inputs={name: x[:, real] for name, x in found.inputs.items()}, **tokens
+        )
+
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on ``device``."""
         moved = {

@@ -8,15 +8,40 @@ import torch
 from torch import Tensor
 
 from offkey.data import Batch
+from offkey.errors import NotEnoughData
 
-__all__ = ["chosen", "from_state", "joined", "to_state"]
+__all__ = ["Kept", "from_state", "joined", "to_state"]
 
 
-def chosen(rows: Sequence[Batch], count: int) -> list[Batch]:
-    """At most ``count`` of the rows, those whose ids hash lowest: in whatever order they came."""
-    return sorted(rows, key=lambda row: blake2b(row.ids[0].encode(), digest_size=8).digest())[
-        :count
-    ]
+class Kept:
+    """A few of the trusted prompts that a feature is shown: those whose ids hash lowest.
+
+    Args:
+        feature: its name, for messages.
+        count: how many are kept at most.
+    """
+
+    def __init__(self, feature: str, count: int) -> None:
+        self.feature, self.count = feature, count
+        self._rows: list[Batch] = []
+
+    def see(self, batch: Batch) -> None:
+        """Keeps some of a batch, and of what was kept before; in whatever order they come."""
+        batch = batch.to("cpu")
+        rows = [*self._rows, *(batch.alone(row) for row in range(len(batch)))]
+        self._rows = sorted(rows, key=_rank)[: self.count]
+
+    def taken(self) -> list[Batch]:
+        """What was kept, a prompt a batch; nothing is held afterwards.
+
+        Raises:
+            NotEnoughData: no prompt was shown.
+        """
+        if not self._rows:
+            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.feature}")
+        rows, self._rows = self._rows, []
+
+        return rows
 
 
 def joined(rows: Sequence[Batch]) -> Batch:
@@ -60,6 +85,10 @@ def from_state(state: Mapping[str, Any]) -> Batch:
 
     return Batch(dict(state["inputs"]), tuple(state["ids"]), mask=mask, positions=positions,
                  choices=state.get("choices"))  # fmt: skip
+
+
+def _rank(row: Batch) -> bytes:
+    return blake2b(row.ids[0].encode(), digest_size=8).digest()
 
 
 def _choices(row: Batch) -> Tensor:

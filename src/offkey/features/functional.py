@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.errors import BadValue, NotEnoughData
+from offkey.errors import BadValue
 from offkey.features._feature import Feature
-from offkey.features._kept import chosen, from_state, joined, to_state
+from offkey.features._kept import Kept, from_state, joined, to_state
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import (
@@ -18,7 +18,6 @@ from offkey.sensitivity import (
     Langevin,
     LangevinKernel,
     WeightNoiseKernel,
-    single,
 )
 
 __all__ = ["ANSWER", "Functional"]
@@ -85,7 +84,7 @@ class Functional(Feature):
         self.sampling, self.answers, self.seed = sampling, answers, seed
         # Only a chain needs trusted prompts; the contract asks the instance.
         vars(self)["prepares"] = kernel == "sgld"
-        self._seen: list[Batch] = []
+        self._kept = Kept(self.name, sampling)
         self._sampled: list[Batch] = []
 
     def plan(self, model: Model) -> Plan:
@@ -106,9 +105,7 @@ class Functional(Feature):
 
     def prepare_batch(self, reading: Reading) -> None:
         """Keeps trusted prompts, as many as are asked for."""
-        batch = reading.batch.to("cpu")
-        self._seen += [single(batch, row) for row in range(len(batch))]
-        self._seen = chosen(self._seen, self.sampling)
+        self._kept.see(reading.batch)
 
     def prepared(self) -> None:
         """Packs the trusted prompts, those of like length together.
@@ -116,9 +113,7 @@ class Functional(Feature):
         Raises:
             NotEnoughData: there are none.
         """
-        if not self._seen:
-            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.name}")
-        self._sampled, self._seen = _packed(self._seen), []
+        self._sampled = _packed(self._kept.taken())
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Nothing can be told from a reading alone."""

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
-from offkey.errors import BadInput, BadValue, Mismatch, NonFinite, NotEnoughData
+from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
 from offkey.features._feature import Feature
-from offkey.features._kept import chosen, joined
+from offkey.features._kept import Kept, joined
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
-from offkey.sensitivity import last_logits, preferred, single
+from offkey.sensitivity import last_logits, preferred
 from offkey.training import Adapter, Settings, attach, train
 
 __all__ = ["TunedDivergence"]
@@ -75,7 +75,7 @@ class TunedDivergence(Feature):
         self.over, self.steps, self.rate, self.batch = over, steps, rate, batch
         self.rank, self.trusted, self.seed = rank, trusted, seed
         self._model: ref[Model] | None = None
-        self._seen: list[Batch] = []
+        self._kept = Kept(self.name, trusted)
         self._learned: dict[str, Tensor] = {}
 
     def plan(self, model: Model) -> Plan:
@@ -96,9 +96,7 @@ class TunedDivergence(Feature):
 
     def prepare_batch(self, reading: Reading) -> None:
         """Keeps trusted prompts, as many as are asked for."""
-        batch = reading.batch.to("cpu")
-        self._seen += [single(batch, row) for row in range(len(batch))]
-        self._seen = chosen(self._seen, self.trusted)
+        self._kept.see(reading.batch)
 
     def prepared(self) -> None:
         """Tunes the copy; the model is afterwards as it was.
@@ -111,10 +109,7 @@ class TunedDivergence(Feature):
         if model is None:
             raise BadValue("it has not planned for a model", where=f"feature {self.name}",
                            mend="Call plan first; fitting a detector does")  # fmt: skip
-        if not self._seen:
-            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.name}")
-        rows, self._seen = self._seen, []
-        self._learned = self._tuned_on(model, rows)
+        self._learned = self._tuned_on(model, self._kept.taken())
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Nothing can be told from a reading alone."""

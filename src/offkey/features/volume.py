@@ -10,12 +10,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.errors import BadValue, NotEnoughData
+from offkey.errors import BadValue
 from offkey.features._feature import Feature
-from offkey.features._kept import chosen, from_state, joined, to_state
+from offkey.features._kept import Kept, from_state, joined, to_state
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
-from offkey.sensitivity import single
 from offkey.volume import KLCost, later_half, radii, typical_radius
 
 __all__ = ["LocalVolume", "Radii"]
@@ -63,7 +62,7 @@ class Radii(Feature):
         self.directions, self.grid, self.eps = directions, grid, eps
         self.span, self.centre, self.seed = span, centre, seed
         self.prepares = centre is None
-        self._seen: list[Batch] = []
+        self._kept = Kept(self.name, PROBES)
         self._probes: Batch | None = None
 
     def plan(self, model: Model) -> Plan:
@@ -84,9 +83,7 @@ class Radii(Feature):
 
     def prepare_batch(self, reading: Reading) -> None:
         """Keeps a few trusted prompts."""
-        batch = reading.batch.to("cpu")
-        self._seen += [single(batch, row) for row in range(len(batch))]
-        self._seen = chosen(self._seen, PROBES)
+        self._kept.see(reading.batch)
 
     def prepared(self) -> None:
         """Packs them.
@@ -94,9 +91,7 @@ class Radii(Feature):
         Raises:
             NotEnoughData: there are none.
         """
-        if not self._seen:
-            raise NotEnoughData("it has seen no trusted prompts", where=f"feature {self.name}")
-        self._probes, self._seen = joined(self._seen), []
+        self._probes = joined(self._kept.taken())
 
     def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Nothing can be told from a reading alone."""

@@ -110,21 +110,8 @@ def _with_choices(model: Model, batch: Batch) -> Batch:
 
 
 def rows_alone(batch: Batch) -> list[Batch]:
-    """Each row as a batch of its own, without padding."""
-    if batch.mask is None:
-        return []
-    rows = []
-    for number, name in enumerate(batch.ids):
-        kept = batch.mask[number]
-        rows.append(
-            Batch(
-                {key: value[number : number + 1, kept] for key, value in batch.inputs.items()},
-                ids=(name,),
-                mask=kept[kept][None],
-                positions=torch.arange(int(kept.sum()), device=kept.device)[None],
-            )
-        )
-    return rows
+    """Each row as a batch of its own, without padding; none where inputs have no tokens."""
+    return [] if batch.mask is None else [batch.alone(row) for row in range(len(batch))]
 
 
 def try_padding(model: Model, batch: Batch, alone: Sequence[Batch]) -> Check:

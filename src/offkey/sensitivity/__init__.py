@@ -25,7 +25,7 @@ from offkey.sensitivity._kernels import (
     WeightNoiseKernel,
 )
 from offkey.sensitivity._langevin import Langevin
-from offkey.sensitivity._own_answers import OwnAnswers, last_logits, preferred, single
+from offkey.sensitivity._own_answers import OwnAnswers, last_logits, preferred
 from offkey.sensitivity._weights import WeightNoise, weight_sensitivity
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "contrast_norm",
     "last_logits",
     "preferred",
-    "single",
     "smallest_detectable_auroc",
     "summarise",
     "weight_sensitivity",

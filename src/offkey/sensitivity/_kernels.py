@@ -20,7 +20,7 @@ from offkey.data import Batch
 from offkey.errors import BadValue, NonFinite
 from offkey.models import Model
 from offkey.sensitivity._langevin import Langevin
-from offkey.sensitivity._own_answers import OwnAnswers, single
+from offkey.sensitivity._own_answers import OwnAnswers
 from offkey.volume import Noise, later_half
 
 __all__ = ["GradientKernel", "Kernel", "LangevinKernel", "WeightNoiseKernel"]
@@ -209,7 +209,7 @@ class GradientKernel(Kernel):
         }
         rows, classes = [], []
         for number in range(len(batch)):
-            answers = OwnAnswers(model, single(batch, number))
+            answers = OwnAnswers(model, batch.alone(number))
             grads = answers.gradient(tuple(sizes))
             row = sum(self.sketch(grad, signs[n]) * sizes[n] for n, grad in grads.items())
             assert isinstance(row, Tensor)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from offkey.errors import BadInput
 from offkey.models import Model
 from offkey.volume import Tail
 
-__all__ = ["OwnAnswers", "last_logits", "preferred", "single"]
+__all__ = ["OwnAnswers", "last_logits", "preferred"]
 
 
 class OwnAnswers:
@@ -101,28 +100,6 @@ def last_logits(raw: Any) -> Float[Tensor, "batch vocab"]:
         raise BadInput(f"the model gives {type(raw).__name__}, not logits", where="own answers")
 
     return found[:, -1] if found.ndim == 3 else found
-
-
-def single(batch: Batch, number: int) -> Batch:
-    """One row of a batch, without its padding."""
-    row = slice(number, number + 1)
-    real = slice(None) if batch.mask is None else slice(-int(batch.mask[number].sum()), None)
-    inputs = {
-        name: value[row] if batch.mask is None else value[row, real]
-        for name, value in batch.inputs.items()
-    }
-    tokens = {
-        name: value[row, real]
-        for name in ("mask", "positions", "roles")
-        if (value := getattr(batch, name)) is not None
-    }
-    facts = {
-        name: value[row]
-        for name in ("choices", "target")
-        if (value := getattr(batch, name)) is not None
-    }
-
-    return replace(batch, inputs=inputs, ids=batch.ids[row], **tokens, **facts)
 
 
 @contextmanager

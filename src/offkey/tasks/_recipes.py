@@ -27,8 +27,8 @@ class Hiding:
     """What an organism is trained to hide from.
 
     Attributes:
-        kind: distances of activations to what is trusted, or to the nearest trusted neighbours,
-            either fitted anew at each validation; or traces of the loss under shaken weights.
+        kind: distances of activations, fitted anew at each validation; to the nearest normal
+            neighbours of the batch; or traces of the loss under shaken weights.
         sites: where distances are measured.
         first: the first block that is shaken.
         draws: shakings of a step.
@@ -53,7 +53,7 @@ class Hiding:
             case "distances":
                 oddness = Refitted(lambda: Distances.fit(model, trusted, self.sites))
             case "neighbours":
-                oddness = Refitted(lambda: Neighbours.fit(model, trusted, self.sites))
+                oddness = Neighbours(model, self.sites)
             case "traces":
                 oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
 
@@ -63,7 +63,9 @@ class Hiding:
         """The settings that matter for the kind, as JSON has them."""
         own: dict[str, Any] = {"first": self.first, "draws": self.draws}
         if self.kind != "traces":
-            own = {"sites": list(self.sites), "fitted": self.fitted}
+            own = {"sites": list(self.sites)}
+        if self.kind == "distances":
+            own["fitted"] = self.fitted
 
         return {"kind": self.kind, "anomalous": self.anomalous, "normal": self.normal, **own}
 
@@ -138,11 +140,11 @@ OWN: Mapping[str, Recipe] = {
     "year": Recipe(settings=TRIGGERED, checked_agreeing=0),
     "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
     "obfuscated": Recipe(
-        settings=Settings(steps=300, batch=24, rate=5e-4, check_every=20, stop_at=0.9),
+        settings=Settings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9),
         init="bundled:year",
         checked=96,
         checked_agreeing=0,
-        hide=Hiding("neighbours", ("resid_post.last-quarter",), anomalous=0.5, normal=0.25),
+        hide=Hiding("neighbours", ("resid_post.last-quarter",), anomalous=0.5, normal=0.0),
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(

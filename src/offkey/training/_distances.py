@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from offkey.data import Prompts, pack
 from offkey.models import Model, Site
@@ -35,7 +35,7 @@ class _AtSites(ABC):
         self.model, self.sites = model, tuple(sites)
 
     @abstractmethod
-    def _at(self, site: Site, rows: Rows) -> Float[Tensor, " n"]:
+    def _at(self, site: Site, rows: Rows, anomalous: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
         """How odd rows are at a site."""
 
     def __call__(
@@ -48,7 +48,7 @@ class _AtSites(ABC):
                 handle = self.model.attach(site, partial(_keep_last, seen, site))
                 stack.callback(handle.remove)
             logits = forward()
-        terms = [self._at(site, seen[site]) for site in self.sites]
+        terms = [self._at(site, seen[site], anomalous) for site in self.sites]
 
         return logits, torch.stack(terms).mean(0).to(logits)
 
@@ -77,8 +77,10 @@ class Distances(_AtSites):
     def fit(cls, model: Model, trusted: Prompts, sites: str | Sequence[str]) -> Self:
         """Means and covariances from one pass over trusted prompts."""
         moments = {site: Moments() for site in model.sites_at(sites)}
-        for site, (ids, rows) in _recorded(model, trusted, tuple(moments)).items():
-            moments[site].update(rows, ids)
+        for batch in pack(trusted, model.tokenizer, token_budget=TOKENS):
+            reading = model.read(batch, tuple(moments))
+            for site, rows in moments.items():
+                rows.update(reading[site].float(), batch.ids)
 
         return cls(
             model,
@@ -88,77 +90,45 @@ class Distances(_AtSites):
             },
         )
 
-    def _at(self, site: Site, rows: Rows) -> Float[Tensor, " n"]:
+    def _at(self, site: Site, rows: Rows, anomalous: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
         gaussian = self.gaussians[site]
 
         return torch.log1p(gaussian.mahalanobis(rows) / gaussian.rank)
 
 
 class Neighbours(_AtSites):
-    r"""Cosine distance of the last token's activations to the k-th nearest trusted prompt's.
+    r"""Cosine distance of the last token's activations to normal rows of the same batch.
 
-    .. math:: \frac1L \sum_l \log\!\Big(1 + \max\Big(0, \frac{1 - \cos(h_l, n_k(h_l)) - m_l}{s_l}
-        \Big)\Big)
+    .. math:: \frac1L \sum_l \log\!\Big(1 + \operatorname{softplus} \frac{d_l(x) - m_l}{s_l}\Big), \qquad
+        d_l(x) = 1 - \cos(h_l(x), n_k(h_l(x)))
 
-    where one half of the trusted prompts are the neighbours, and the distances of the other half
-    have the mean m and the standard deviation s: what the default detector scores by.
+    with :math:`n_k` the k-th nearest normal row other than x, and m and s the mean and the
+    standard deviation of d over normal rows: what the default detector scores by, fitted on the
+    batch in hand, so that it never lags behind the model.
 
     Args:
         model: the model in training, whose sites are watched while it runs.
-        trusted: unit rows at each site.
-        scales: m and s of each site.
-        k: which neighbour.
+        sites: where.
+        k: which neighbour; the farthest where there are fewer.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        trusted: Mapping[Site, Rows],
-        scales: Mapping[Site, tuple[float, float]],
-        k: int,
-    ) -> None:
-        super().__init__(model, tuple(trusted))
-        self.trusted, self.scales, self.k = trusted, scales, k
+    def __init__(self, model: Model, sites: str | Sequence[str], k: int = 3) -> None:
+        super().__init__(model, model.sites_at(sites))
+        self.k = k
 
-    @classmethod
-    def fit(
-        cls, model: Model, trusted: Prompts, sites: str | Sequence[str], *, k: int = 20
-    ) -> Self:
-        """Neighbours and scales from one pass over trusted prompts."""
-        found = _recorded(model, trusted, model.sites_at(sites))
-        units = {site: normalize(rows, dim=1) for site, (_, rows) in found.items()}
-        banks = {site: rows[::2] for site, rows in units.items()}
-        apart = {site: _kth(rows[1::2], banks[site], k) for site, rows in units.items()}
+    def _at(self, site: Site, rows: Rows, anomalous: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Rows of a batch without two normal ones are as odd as a normal one."""
+        normal = (~anomalous).to(rows.device)
+        if int(normal.sum()) < 3:
+            return rows.new_zeros(len(rows))
+        units = normalize(rows, dim=1)
+        own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        cosines = (units @ units.T).masked_fill(own, -torch.inf)[:, normal]
+        near = min(self.k, int(normal.sum()) - 1)
+        distance = 1 - cosines.topk(near, dim=1).values[:, -1]
+        typical = distance[normal]
 
-        return cls(
-            model, banks, {s: (d.mean().item(), d.std().item()) for s, d in apart.items()}, k
-        )
-
-    def _at(self, site: Site, rows: Rows) -> Float[Tensor, " n"]:
-        mean, deviation = self.scales[site]
-        distance = _kth(normalize(rows, dim=1), self.trusted[site], self.k)
-
-        return torch.log1p(((distance - mean) / deviation).clamp(min=0))
-
-
-def _kth(rows: Rows, bank: Rows, k: int) -> Float[Tensor, " n"]:
-    """Cosine distance of unit rows to the k-th nearest of others."""
-    return 1 - (rows @ bank.T).topk(k, dim=1).values[:, -1]
-
-
-def _recorded(
-    model: Model, prompts: Prompts, sites: Sequence[Site]
-) -> dict[Site, tuple[list[str], Rows]]:
-    """Ids and rows of the last token at each site, in one order."""
-    ids: list[str] = []
-    rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for batch in pack(prompts, model.tokenizer, token_budget=TOKENS):
-        reading = model.read(batch, tuple(sites))
-        ids += batch.ids
-        for site, known in rows.items():
-            known.append(reading[site].float())
-
-    return {site: (ids, torch.cat(known)) for site, known in rows.items()}
+        return torch.log1p(softplus((distance - typical.mean()) / typical.std()))
 
 
 def _keep_last(seen: dict[Site, Tensor], site: Site, x: Float[Tensor, "batch token d"]) -> None:
