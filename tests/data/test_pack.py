@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offkey.data import Prompts, Role, TensorPrompts, encode, pack
+from offkey.data import Batch, Prompts, Role, TensorPrompts, encode, pack
 from offkey.errors import BadInput, BadValue
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -117,3 +117,25 @@ def test_nothing_to_pack_with(tokenizer):
         pack(prompts, tokenizer, token_budget=0)
     assert str(caught.value).startswith("token_budget: a batch of 0 tokens")
     assert pack(prompts.take([]), tokenizer) == []
+
+
+def test_a_row_alone_has_no_padding_and_keeps_what_belongs_to_it():
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    batch = Batch(
+        {"input_ids": torch.arange(6).reshape(2, 3)},
+        ("a", "b"),
+        mask=mask,
+        positions=torch.tensor([[0, 0, 1], [0, 1, 2]]),
+        choices=torch.tensor([[4, 5], [6, 7]]),
+        target=torch.tensor([0, 1]),
+    )
+    first = batch.alone(0)
+
+    assert first.ids == ("a",)
+    assert first.inputs["input_ids"].tolist() == [[1, 2]]
+    assert first.mask.tolist() == [[True, True]]
+    assert first.positions.tolist() == [[0, 1]]
+    assert (first.choices.tolist(), first.target.tolist()) == ([[4, 5]], [0])
+    assert batch.alone(-1).inputs["input_ids"].tolist() == [[3, 4, 5]]
+    image = Batch({"x": torch.arange(4.0).reshape(2, 2)}, ("a", "b")).alone(1)
+    assert image.inputs["x"].tolist() == [[2.0, 3.0]]
