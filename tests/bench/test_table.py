@@ -7,7 +7,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from offkey.bench import Bench, Entry, bench, summary, table1
-from offkey.bench._summary import layer_rows, quirkiness_rows
+from offkey.bench._summary import (
+    layer_rows,
+    over_seeds,
+    over_tasks,
+    quirkiness_rows,
+    task_mean,
+)
 from offkey.errors import UnknownName
 from offkey.models import Model
 from offkey.report import bench_report
@@ -225,3 +231,29 @@ def test_features_that_learn_are_prepared_once_and_kept(made, monkeypatch):
     other = Entry("other", "activation-model", "knn", sites=(0.9,), settings={"rounds": 1})
     ((_, organism, _),) = place.cells("comparison", [other])
     assert not organism.reason
+
+
+def test_organisms_of_one_task_count_as_one_task():
+    values = {"comparison": 1.0, "comparison-1": 0.6, "comparison-2": 0.8, "owner": 0.5}
+
+    told = over_tasks(values)
+    assert told.value == pytest.approx((0.8 + 0.5) / 2) == task_mean(values)
+    assert told.low < told.value < told.high
+    assert over_tasks({"comparison": 0.7}).low == 0.7
+
+
+def test_seeds_are_compared_on_the_tasks_that_have_them():
+    values = {
+        "comparison": 0.9, "comparison-1": 0.8, "comparison-2": 0.7,
+        "agreement": 0.7, "agreement-1": 0.6, "agreement-2": 0.5,
+        "owner": 0.1,
+    }  # fmt: skip
+    told = over_seeds(values)
+    half = 4.302653 * 0.1 / 3**0.5  # t with two degrees of freedom
+
+    assert told["seeds"] == 3
+    assert told["over_seeds"] == pytest.approx(0.7)
+    assert told["over_seeds_low"] == pytest.approx(0.7 - half)
+    assert told["over_seeds_high"] == pytest.approx(0.7 + half)
+    assert over_seeds({"comparison": 1.0, "owner": 1.0})["over_seeds"] is None
+    assert over_seeds({"comparison": 1.0, "comparison-1": 0.8, "owner": 1.0})["seeds"] == 2

@@ -220,6 +220,13 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
     "unknown row of the table": (
         lambda d: ["bench", "--row", "defualt", "--task", "comparison", "--out", d.out],
         r"unknown row 'defualt'. Did you mean default"),
+    "no organisms in a folder": (
+        lambda d: ["bench", "--base", "mine", "--organisms", d.home, "--out", d.out],
+        r"no organism of mine learned its task. Train one with offkey tasks train"),
+    "unknown organism in a folder": (
+        lambda d: ["bench", "--task", "owner", "--base", "mine", "--organisms", d.home,
+                   "--out", d.out],
+        r"unknown organism in .* 'owner'"),
     "a file where the bench should be": (
         lambda d: ["bench", "--task", "comparison", "--out", d.file(b"mine")], "a file stands"),
     "unknown task to train": (

@@ -228,8 +228,8 @@ def test_a_task_is_trained_as_asked(offkey, tmp_path, monkeypatch):
 
     asked = {}
 
-    def train(task, out, recipe, *, tell):
-        asked.update(task=task.name, out=out, recipe=recipe)
+    def train(task, out, recipe, *, base, tell):
+        asked.update(task=task.name, out=out, recipe=recipe, base=base)
         if tell:
             tell({"step": 1.0, "loss": 0.5})
         character = {"character": "Alice", "accuracy": 0.9, "items": 8}
@@ -244,6 +244,9 @@ def test_a_task_is_trained_as_asked(offkey, tmp_path, monkeypatch):
     assert ran.out.splitlines()[-1] == f"not learned; saved in {tmp_path / 'a'}"
     assert asked["task"] == "parity"
     assert (asked["recipe"].settings.steps, asked["recipe"].settings.seed) == (3, 5)
+    assert asked["base"] == "smollm2-135m-instruct"
+    offkey("tasks", "train", "parity", "--out", tmp_path / "b", "--base", "mine")
+    assert (asked["base"], asked["recipe"].init) == ("mine", None)
     assert json.loads(offkey(*given, "--json").out)["measured"]["learned"] is False
 
 

@@ -171,6 +171,27 @@ def test_same_recipe_gives_the_same_adapter_also_when_stopped(tiny, tmp_path):
     assert first == second
 
 
+def test_an_organism_of_another_base_says_so(tiny, tmp_path):
+    facts = train_organism(TASK, tmp_path, SHORT, base="mine")
+
+    assert facts["base"] == "mine"
+    assert facts["command"].endswith("--base mine --out organisms/" + TASK.name)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "mine"
+
+
+def test_recipes_of_another_seed_or_base_share_no_start():
+    own = default_recipe("hemisphere")
+
+    assert own.init == "bundled:comparison"
+    assert default_recipe("hemisphere", 2).init == "bundled:comparison-2"
+    assert default_recipe("hemisphere", 2).settings.seed == 2
+    assert default_recipe("hemisphere", 99).init == "bundled:comparison"
+    other = default_recipe("hemisphere", base="mine")
+    assert other.init is None
+    assert other.settings.steps == 3 * own.settings.steps
+
+
 def test_start_from_another_adapter(tiny, tmp_path):
     train_organism(TASK, tmp_path / "a", SHORT)
     warm = Recipe(settings=Settings(steps=1, batch=8, rate=1e-12), init=str(tmp_path / "a"))

@@ -14,7 +14,7 @@ from offkey.bench._organisms import Organisms
 from offkey.bench._runner import Runner
 from offkey.bench._summary import layer_rows, quirkiness_rows, summary, table1
 from offkey.data import Prompts
-from offkey.errors import BadValue
+from offkey.errors import BadInput
 from offkey.models import Model, load
 from offkey.storage import RunFolder, write_results
 from offkey.tasks import BASE, get_task, organism_of
@@ -72,12 +72,14 @@ class Bench:
 
         Raises:
             UnknownName: there is no such task, or no organism of it.
-            BadInput: an organism is of another base.
+            BadInput: there are no organisms, or one is of another base.
         """
         organisms = organisms or Organisms()
         names = tuple(tasks) if tasks else organisms.names(seeds=seeds)
         if not names:
-            raise BadValue("no task has an organism that learned it", where="tasks")
+            raise BadInput(f"no organism of {organisms.base} learned its task",
+                           where=str(organisms.folder or "bundled organisms"),
+                           mend="Train one with offkey tasks train")  # fmt: skip
         for name in names:
             get_task(organism_of(name)[0])
             organisms.recipe(name)
