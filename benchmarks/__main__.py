@@ -18,6 +18,7 @@ from .mahalanobis import beside_scikit_learn
 from .memory import ten_times_the_prompts
 from .peers import against_peers
 from .reading import half, harvest
+from .scoring import one_prompt, published_rows
 from .settings import Settings
 
 JOBS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
@@ -29,6 +30,8 @@ JOBS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "memory": ten_times_the_prompts,
     "mahalanobis": beside_scikit_learn,
     "attribution": attribution,
+    "published": published_rows,
+    "one": one_prompt,
 }
 OUT = Path("docs/results/harvest.json")
 

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-import torch
-from torch import nn
-
 import offkey
-from offkey.data import pack
 from offkey.features import Feature, get_feature
-from offkey.models import ChoiceLogitDifference
-from offkey.passes import Plan, budget_for, readings
+from offkey.passes import Plan, readings
 from offkey.tasks import get_task
 
+from ._plain import Plain
 from ._timing import interleaved, measured, ratio, row
 from .settings import Settings
 
@@ -28,10 +24,7 @@ class Attributed:
         self.model = offkey.load("smollm2-135m-instruct")
         data = get_task("comparison").make(0)
         self.prompts = data.test.take(range(prompts))
-        self.embedding = self.model.module.get_input_embeddings()
-        self.batches = pack(
-            self.prompts, self.model.tokenizer, token_budget=budget_for(self.model.device)
-        )
+        self.plain = Plain(self.model, self.prompts)
         self.features = [self.prepared(direction) for direction in ("mean", "zero", "pcs")]
         self.features.append(get_feature("attribution", direction="grad-norm"))
 
@@ -44,24 +37,10 @@ class Attributed:
 
         return feature
 
-    def plain(self) -> None:
-        """Forward, then backward to the embeddings and to no weight: the least that one costs."""
-        metric, leaves = ChoiceLogitDifference(), []
-
-        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-            leaves.append(output.detach().requires_grad_())
-            return leaves[-1]
-
-        handle = self.embedding.register_forward_hook(keep)
-        for batch in self.batches:
-            logits = self.model.forward(batch, logits_to_keep=1).logits
-            torch.autograd.grad(metric(logits[:, -1], batch).sum(), leaves.pop())
-        handle.remove()
-
     def attributed(self, features: list[Feature]) -> None:
         """What each of the features makes of every head."""
         plan = Plan.union(feature.plan(self.model) for feature in features)
-        for batch in self.batches:
+        for batch in self.plain.batches:
             reading = self.model.read(
                 batch, plan.reads, metric=plan.metric, gradients=plan.gradients
             )
@@ -94,8 +73,8 @@ def _compared(
         told.attributed(features)
 
     ours()
-    told.plain()
-    found = interleaved(lambda: measured(ours), lambda: measured(told.plain), settings.pairs)
+    told.plain.both()
+    found = interleaved(lambda: measured(ours), lambda: measured(told.plain.both), settings.pairs)
     note = f"{told.said}; processor time {ratio(found, 'processor_seconds').median:.3f}"
 
     return row(job, ratio(found), unit="time", at_most=1.3,

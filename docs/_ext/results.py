@@ -51,7 +51,8 @@ def origin(path: Path) -> str:
     day = str(made.get("finished", ""))[:10]
 
     command = shorten(made["command"], LONGEST, placeholder=" …")
-    whole = "" if command == made["command"] else f", whole in `docs/results/{path.name}`"
+    name = path.as_posix().rpartition("/results/")[2]
+    whole = "" if command == made["command"] else f", whole in `docs/results/{name}`"
 
     return (
         f"Made by `{command}`{whole}"
