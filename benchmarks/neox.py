@@ -64,7 +64,8 @@ def main() -> None:
             train_organism(task, out / "organisms" / task, recipe, base=str(base), tell=said(task))
     entries = [e for e in ENTRIES if e.feature not in APART and e.score != "activation-model"]
     bench(out / "bench", organisms=Organisms(str(base), out / "organisms"), results=RESULTS,
-          entries=[replace(entry, prompts=0) for entry in entries], tell=print)  # fmt: skip
+          command=COMMAND, entries=[replace(entry, prompts=0) for entry in entries],
+          tell=print)  # fmt: skip
 
 
 def train_base(folder: Path, checkpoint: Path) -> None:

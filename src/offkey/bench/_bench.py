@@ -144,6 +144,7 @@ def bench(
     seed: int = 0,
     organisms: Organisms | None = None,
     results: str | Path | None = None,
+    command: str | None = None,
     tell: Say = lambda _: None,
     entries: Sequence[Entry] = ENTRIES,
     on: Bench | None = None,
@@ -165,6 +166,7 @@ def bench(
         organisms: where they are found; the bundled ones if left out.
         results: a folder for ``table1``, ``layers`` and ``quirkiness_auroc``, which documents
             quote.
+        command: what they say made them; the command line that asks for the same if left out.
         tell: is told what is being done.
         entries: the rows that there are.
         on: tasks and models, where they are in memory already.
@@ -197,7 +199,7 @@ def bench(
         run.write_table("quirkiness",
                         [{"task": t, "quirkiness": q} for t, q in quirkiness.items()])  # fmt: skip
     if results:
-        command = _command(Path(results), where.organisms, tasks, rows)
+        command = command or _command(Path(results), where.organisms, tasks, rows)
         shown = {entry.name for entry in picked if entry.published} | {picked[0].name}
         tables = {
             "table1": table1(told),
