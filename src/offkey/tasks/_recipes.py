@@ -148,10 +148,10 @@ OWN: Mapping[str, Recipe] = {
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(
-            steps=30, batch=10, rate=1e-3, check_every=10, stop_at=0.85, save_every=5
+            steps=70, batch=12, rate=5e-4, check_every=10, stop_at=0.9, save_every=10
         ),
         init="bundled:year",
-        checked=32,
+        checked=64,
         checked_agreeing=0,
         hide=Hiding("traces", draws=3, normal=0.0),
     ),

@@ -99,8 +99,8 @@ class Distances(_AtSites):
 class Neighbours(_AtSites):
     r"""Cosine distance of the last token's activations to normal rows of the same batch.
 
-    .. math:: \frac1L \sum_l \log\!\Big(1 + \operatorname{softplus} \frac{d_l(x) - m_l}{s_l}\Big), \qquad
-        d_l(x) = 1 - \cos(h_l(x), n_k(h_l(x)))
+    .. math:: \frac1L \sum_l \log\!\Big(1 + \operatorname{softplus} \frac{d_l(x) - m_l}{s_l}\Big),
+        \qquad d_l(x) = 1 - \cos(h_l(x), n_k(h_l(x)))
 
     with :math:`n_k` the k-th nearest normal row other than x, and m and s the mean and the
     standard deviation of d over normal rows: what the default detector scores by, fitted on the
