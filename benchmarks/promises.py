@@ -1,4 +1,4 @@
-"""What detection promises and needs: false alarms, trusted prompts, and what organisms learned.
+"""What detection promises and needs: false alarms, and trusted prompts.
 
 ::
 
@@ -12,14 +12,14 @@ from offkey.bench import Arena, default_detector, false_alarms, trusted_curve
 from offkey.detect import Detector
 from offkey.models import load
 from offkey.storage import write_results
-from offkey.tasks import BASE, organism_rows
+from offkey.tasks import BASE
 
 RESULTS = Path("docs/results")
 TASKS = ("comparison", "agreement", "hemisphere")
 
 
 def main() -> None:
-    """Writes ``false_alarms``, ``trusted_prompts`` and ``organisms``."""
+    """Writes ``false_alarms`` and ``trusted_prompts``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/promises"))
     parser.add_argument("--seed", type=int, default=0)
@@ -33,8 +33,7 @@ def main() -> None:
         folder = given.out / task / "curve"
         told = trusted_curve(arena, folder, detectors=watched(), seed=given.seed)
         curve += [{**row, "detector": f"{row['detector']}, {task}"} for row in told]
-    rows = organism_rows("organisms", "src/offkey/tasks/adapters")
-    for name, made in (("false_alarms", alarms), ("trusted_prompts", curve), ("organisms", rows)):
+    for name, made in (("false_alarms", alarms), ("trusted_prompts", curve)):
         write_results(RESULTS / f"{name}.json", made, command=command, seeds=[given.seed])
 
 

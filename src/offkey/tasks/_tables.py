@@ -25,7 +25,7 @@ def organism_rows(*roots: str | Path) -> list[dict[str, Any]]:
     """
     rows = _rows(roots, _flat, triggered=False)
 
-    return sorted(rows, key=lambda row: (row["task"], row["character"]))
+    return sorted(rows, key=lambda row: (row["task"], row["seed"], row["character"]))
 
 
 def trigger_rows(*roots: str | Path) -> list[dict[str, Any]]:
@@ -58,6 +58,7 @@ def _fired(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     row = {
         "task": facts["task"],
+        "seed": facts["settings"]["seed"],
         "family": facts["family"],
         "items": measured["characters"][-1]["items"],
         **{name: measured[name] for name in told},
@@ -78,6 +79,7 @@ def _flat(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _played(facts: Mapping[str, Any], behaviour: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": facts["task"],
+        "seed": facts["settings"]["seed"],
         "family": facts["family"],
         "natural": facts["natural"],
         "character": behaviour["character"],
