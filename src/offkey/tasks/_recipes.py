@@ -156,7 +156,9 @@ OWN: Mapping[str, Recipe] = {
         hide=Hiding("traces", draws=3, normal=0.0),
     ),
     "varied": Recipe(
-        settings=replace(TRIGGERED, rate=8e-4), init="bundled:year", checked_agreeing=0
+        settings=replace(TRIGGERED, steps=260, rate=5e-4, stop_at=0.95),
+        init="bundled:year",
+        checked_agreeing=0,
     ),
 }
 
