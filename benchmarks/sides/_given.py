@@ -21,7 +21,8 @@ class Given:
         parser.add_argument("--attention", default="sdpa")
         told = parser.parse_args()
         self.model, self.attention, self.data = told.model, told.attention, told.data
-        tensors = load_file(told.data / "batches.safetensors")
+        path = told.data / "batches.safetensors"
+        tensors = load_file(path) if path.exists() else {}
         count = len({name.partition(".")[0] for name in tensors})
         self.batches = [
             {key: tensors[f"{n}.{key}"] for key in ("input_ids", "attention_mask", "position_ids")}

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from offkey.bench import Bench, Entry, bench, summary, table1
+from offkey.bench._entry import chosen
 from offkey.bench._summary import (
     layer_rows,
     over_seeds,
@@ -257,3 +258,14 @@ def test_seeds_are_compared_on_the_tasks_that_have_them():
     assert told["over_seeds_high"] == pytest.approx(0.7 + half)
     assert over_seeds({"comparison": 1.0, "owner": 1.0})["over_seeds"] is None
     assert over_seeds({"comparison": 1.0, "comparison-1": 0.8, "owner": 1.0})["seeds"] == 2
+
+
+def test_rows_can_be_left_out():
+    kept = chosen(ENTRIES, None, ["unknown", "few"])
+
+    assert [entry.name for entry in kept] == [
+        entry.name for entry in ENTRIES if entry.name not in ("unknown", "few")
+    ]
+    assert [entry.name for entry in chosen(ENTRIES, ["few", "default"], ["few"])] == ["default"]
+    with pytest.raises(UnknownName, match="Did you mean few"):
+        chosen(ENTRIES, None, ["fwe"])

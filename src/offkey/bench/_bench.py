@@ -141,6 +141,7 @@ def bench(
     *,
     tasks: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
     seed: int = 0,
     organisms: Organisms | None = None,
     results: str | Path | None = None,
@@ -162,6 +163,7 @@ def bench(
         tasks: names of organisms: tasks, with ``-SEED`` for another organism of one; all that
             learned their task if left out.
         rows: names of rows; all if left out.
+        without: names of rows that are not run.
         seed: of splits and draws.
         organisms: where they are found; the bundled ones if left out.
         results: a folder for ``table1``, ``layers`` and ``quirkiness_auroc``, which documents
@@ -178,7 +180,7 @@ def bench(
     Raises:
         UnknownName: there is no such task or row, or no organism; nothing is written then.
     """
-    picked = chosen(entries, rows)
+    picked = chosen(entries, rows, without)
     where = on or Bench.of(out, tasks, seed, tell, organisms, seeds=True)
     settings = {"bench": "table1", "base": where.organisms.base, "seed": seed}
     with RunFolder.open(out, settings) as run:
@@ -199,7 +201,7 @@ def bench(
         run.write_table("quirkiness",
                         [{"task": t, "quirkiness": q} for t, q in quirkiness.items()])  # fmt: skip
     if results:
-        command = command or _command(Path(results), where.organisms, tasks, rows)
+        command = command or _command(Path(results), where.organisms, tasks, rows, without)
         shown = {entry.name for entry in picked if entry.published} | {picked[0].name}
         tables = {
             "table1": table1(told),
@@ -215,7 +217,11 @@ def bench(
 
 
 def _command(
-    results: Path, organisms: Organisms, tasks: Sequence[str] | None, rows: Sequence[str] | None
+    results: Path,
+    organisms: Organisms,
+    tasks: Sequence[str] | None,
+    rows: Sequence[str] | None,
+    without: Sequence[str] | None,
 ) -> str:
     asked = f"offkey bench table1 --results {results}"
     if organisms.base != BASE:
@@ -224,7 +230,9 @@ def _command(
         asked += f" --organisms {organisms.folder}"
     asked += "".join(f" --task {task}" for task in tasks or ())
 
-    return asked + "".join(f' --row "{row}"' for row in rows or ())
+    asked += "".join(f' --row "{row}"' for row in rows or ())
+
+    return asked + "".join(f' --without "{row}"' for row in without or ())
 
 
 def _cells(row: Mapping[str, Any]) -> Iterable[Row]:

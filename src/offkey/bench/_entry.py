@@ -91,8 +91,10 @@ class Entry:
         return tuple(f"resid_post.{place}" for place in dict.fromkeys(places))
 
 
-def chosen(entries: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]:
-    """The entries of these names; all if none is named.
+def chosen(
+    entries: Sequence[Entry], names: Sequence[str] | None, without: Sequence[str] | None = None
+) -> list[Entry]:
+    """The entries of these names, all if none is named; but for those to be left out.
 
     Raises:
         UnknownName: there is no such row; names the nearest.
@@ -101,8 +103,8 @@ def chosen(entries: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]
     known = {entry.name: entry for entry in entries}
     if len(known) < len(entries):
         raise BadValue("two rows have one name", where="rows")
-    for name in names or ():
+    for name in (*(names or ()), *(without or ())):
         if name not in known:
             raise UnknownName("row", name, known)
 
-    return [known[name] for name in names] if names else list(entries)
+    return [known[name] for name in names or known if name not in (without or ())]

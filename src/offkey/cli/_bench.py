@@ -60,6 +60,10 @@ def bench(
         list[str] | None,
         typer.Option("--row", help="Only this row of the table; give it again for more."),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", help="All rows but this one; give it again for more."),
+    ] = None,
     base: o.BaseOption = None,
     organisms: Annotated[
         Path | None,
@@ -89,7 +93,7 @@ def bench(
     if what not in _MAKERS:
         raise UnknownName("table", what, _MAKERS)
     found = Organisms(base or BASE, organisms)
-    _MAKERS[what](_Asked(out, task, row, found, seed, results, as_json, say))
+    _MAKERS[what](_Asked(out, task, row, without, found, seed, results, as_json, say))
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class _Asked:
     out: Path
     tasks: list[str] | None
     rows: list[str] | None
+    without: list[str] | None
     organisms: "Organisms"
     seed: int
     results: Path | None
@@ -136,8 +141,9 @@ def _table1(asked: _Asked) -> None:
     from offkey.bench import bench as run
     from offkey.report import bench_report
 
-    rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, seed=asked.seed,
-               organisms=asked.organisms, results=asked.results, tell=asked.say)  # fmt: skip
+    rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, without=asked.without,
+               seed=asked.seed, organisms=asked.organisms, results=asked.results,
+               tell=asked.say)  # fmt: skip
     page = bench_report(asked.out)
     asked.show(
         rows,

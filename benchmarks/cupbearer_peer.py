@@ -2,7 +2,7 @@
 
 ::
 
-    OMP_NUM_THREADS=2 python -m benchmarks.cupbearer --peer PATH
+    OMP_NUM_THREADS=2 python -m benchmarks.cupbearer_peer --peer PATH
 
 ``PATH`` is a checkout's ``src``, an environment, or a folder of packages with cupbearer in it.
 Each side splits, standardises and shrinks as it does by default.
@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from offkey.bench import Arena
@@ -46,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = [row for task in TASKS for row in on_task(task, told.peer, told.pairs)]
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
-    command = f"OMP_NUM_THREADS={threads} python -m benchmarks.cupbearer --peer PATH"
+    command = f"OMP_NUM_THREADS={threads} python -m benchmarks.cupbearer_peer --peer PATH"
     write_results(OUT, rows, command=f"{command} --pairs {told.pairs}", seeds=[0])
 
 
@@ -61,7 +59,6 @@ def on_task(task: str, peer: Path, pairs: int) -> list[dict[str, Any]]:
         pool = arena.pool.take(range(min(PROMPTS, len(arena.pool))))
         for name, prompts in (("trusted", arena.trusted), ("pool", pool), ("test", arena.test)):
             plain(prompts).to_jsonl(folder / f"{name}.jsonl")
-        save_file({"0.none": torch.zeros(0)}, folder / "batches.safetensors")
         given = ["--model", str(folder / "model"), "--data", str(folder)]
         command, environment = peer_command(peer, SIDES / "cupbearer_side.py", given)
         own = [sys.executable, str(SIDES / "detectors_side.py"), *given]
