@@ -113,4 +113,5 @@ def test_commit_tells_changed_files(tmp_path):
     assert commit(tmp_path) == git("rev-parse", "HEAD")
     (tmp_path / "a").write_text("2")
     assert commit(tmp_path) == git("rev-parse", "HEAD") + "+"
-    assert commit(tmp_path / "nowhere") is None
+    assert commit(tmp_path / "not" / "there" / "yet") == commit(tmp_path)
+    assert commit(tmp_path.parent) is None

@@ -54,7 +54,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """Commit of the repository that ``folder`` is in, with ``+`` where files were changed."""
+    """Commit of the repository that ``folder`` is or will be in, ``+`` where files were changed."""
+    folder = next(place for place in (folder, *folder.resolve().parents) if place.is_dir())
     try:
         head = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
