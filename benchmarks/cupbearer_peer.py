@@ -31,7 +31,7 @@ from .settings import peer_command
 SIDES = Path(__file__).parent / "sides"
 OUT = Path("docs/results/cupbearer.json")
 DETECTORS = ("mahalanobis", "que")
-TASKS = ("hemisphere", "obfuscated")
+TASKS = ("hemisphere",)
 PROMPTS = 240
 
 
