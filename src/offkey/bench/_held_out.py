@@ -32,7 +32,7 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
     Returns:
         A row a task; then ``mean`` over those where a name says which rule holds,
         ``best_seed_row``, the same of that row, and ``obfuscated``, the mean over organisms that
-        were trained to hide, where there is one. Each has ``auroc``, ``clean``, ``excess``,
+        were trained to hide, where there are several. Each has ``auroc``, ``clean``, ``excess``,
         ``best_seed_row``, ``output_only``, ``over_best_seed_row``, ``over_clean`` and
         ``over_output_only``; means have ``low`` and ``high`` for each.
     """
@@ -62,7 +62,7 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
         rival = figures[best["best_seed_row"]]
         rows.append({**_mean("best_seed_row", [_row(t, rival[t], {}) for t in plain], where.seed),
                      "detector": best["best_seed_row"]})  # fmt: skip
-    if hidden:
+    if len(hidden) > 1:
         rows.append(_mean(OBFUSCATED, [r for r in told if r["task"] in hidden], where.seed))
 
     return rows
