@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """Commit of the repository that ``folder`` is or will be in, ``+`` where files were changed."""
+    """Commit of the repository that a folder is or will be in, ``+`` where files were changed."""
     folder = next(place for place in (folder, *folder.resolve().parents) if place.is_dir())
     try:
         head = _git(folder, "rev-parse", "HEAD")
