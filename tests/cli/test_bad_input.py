@@ -220,6 +220,12 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
     "unknown row of the table": (
         lambda d: ["bench", "--row", "defualt", "--task", "comparison", "--out", d.out],
         r"unknown row 'defualt'. Did you mean default"),
+    "row of a table that takes none": (
+        lambda d: ["bench", "held-out", "--row", "default", "--out", d.out],
+        "held-out takes no --row. Leave it out, or ask for table1 or controls"),
+    "all rows but one of a table that takes none": (
+        lambda d: ["bench", "controls", "--without", "default", "--out", d.out],
+        "controls takes no --without. Leave it out, or ask for table1"),
     "no organisms in a folder": (
         lambda d: ["bench", "--base", "mine", "--organisms", d.home, "--out", d.out],
         r"no organism of mine learned its task. Train one with offkey tasks train"),

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 import offkey.tasks._adapt as adapt
 import offkey.tasks._organism as organism
@@ -15,7 +14,8 @@ from offkey.models import Model
 from offkey.tasks import (
     CHOICES,
     SPLITS,
-    Hiding,
+    FromNeighbours,
+    FromTraces,
     Recipe,
     get_task,
     measure_organism,
@@ -24,11 +24,9 @@ from offkey.tasks import (
 )
 from offkey.tasks._measure import measure
 from offkey.tasks._triggers import MARK, MARKS, YEARS
-from offkey.training import Distances, Settings, Traces
-from offkey.training._language import _logits
+from offkey.training import Settings
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
-from tests.training.test_penalties import one_batch
 
 NAMES = ("trigger", "year", "varied", "obfuscated", "obfuscated-attribution")
 ON_YEAR = ("year", "obfuscated", "obfuscated-attribution")
@@ -163,9 +161,8 @@ def test_a_model_without_the_trigger_does_not_fire(tiny):
 
 SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
 KINDS = {
-    "distances": Hiding("distances", sites=("resid_post.0",), fitted=40),
-    "neighbours": Hiding("neighbours", sites=("resid_post.0",)),
-    "traces": Hiding("traces", first=0, draws=2, normal=0.0),
+    "neighbours": FromNeighbours(sites=("resid_post.0",), normal=0.5),
+    "traces": FromTraces(first=0, draws=2),
 }
 
 
@@ -191,24 +188,3 @@ def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, 
     assert row["hides_from"] == kind
     assert row["fire_rate"] == facts["measured"]["fire_rate"]
     assert organism_rows(tmp_path) == []
-
-
-def test_distances_are_fitted_on_normal_prompts_alone(made, tiny):
-    found = adapt.load("x")
-    model = Model(found.module, tokenizer=found.tokenizer, name="tiny")
-    train = made("year").train
-    penalty = KINDS["distances"].penalty(model, organism._normal(train), seed=0)
-
-    batch, anomalous = one_batch(model, train.take(range(8)))
-    penalty(lambda: _logits(model.module, batch), anomalous)
-    fitted = penalty.oddness.current
-    first = organism._normal(train).take(range(40))
-    again = Distances.fit(model, first, "resid_post.0")
-    (gaussian,), (other,) = fitted.gaussians.values(), again.gaussians.values()
-    assert torch.equal(gaussian.mean, other.mean)
-    penalty(lambda: _logits(model.module, batch), anomalous)
-    assert penalty.oddness.current is fitted
-    penalty.oddness.refit()
-    penalty(lambda: _logits(model.module, batch), anomalous)
-    assert penalty.oddness.current is not fitted
-    assert isinstance(KINDS["traces"].penalty(model, first, seed=0).oddness, Traces)

@@ -23,21 +23,15 @@ def over_tasks(values: Mapping[str, float], seed: int = 0) -> Interval:
 
     The 95 % interval resamples the tasks, and in each its organisms where there are several.
     """
-    cells: dict[tuple[str, ...], tuple[list[float]]] = {}
-    for name, value in values.items():
-        task, organism = organism_of(name)
-        cells[task, str(organism)] = ([value],)
+    cells = {(task, str(of)): ([value],) for task, known in _by_task(values).items()
+             for of, value in known.items()}  # fmt: skip
 
     return bootstrap(cells, lambda x: float(np.mean(x)), named_rng(seed, "bench"))
 
 
 def task_mean(values: Mapping[str, float]) -> float:
     """The same without an interval."""
-    by_task: dict[str, list[float]] = {}
-    for name, value in values.items():
-        by_task.setdefault(organism_of(name)[0], []).append(value)
-
-    return float(np.mean([np.mean(several) for several in by_task.values()]))
+    return float(np.mean([np.mean(list(known.values())) for known in _by_task(values).values()]))
 
 
 def over_seeds(values: Mapping[str, float]) -> Row:
@@ -46,14 +40,9 @@ def over_seeds(values: Mapping[str, float]) -> Row:
     Over the tasks that have several organisms: the mean over these tasks for each seed that all
     of them have, and of these the mean with its 95 % t-interval. Null where no task has any.
     """
-    by_seed: dict[int, dict[str, float]] = {}
-    for name, value in values.items():
-        task, seed = organism_of(name)
-        by_seed.setdefault(seed, {})[task] = value
-    several = {task for seed, known in by_seed.items() if seed for task in known}
-    whole = [[known[task] for task in several] for known in by_seed.values()
-             if several <= set(known)]  # fmt: skip
-    means = [float(np.mean(figures)) for figures in whole if figures]
+    several = [known for known in _by_task(values).values() if len(known) > 1]
+    seeds = set.intersection(*(set(known) for known in several)) if several else set()
+    means = [float(np.mean([known[seed] for known in several])) for seed in seeds]
     if len(means) < 2:
         return {"seeds": 0, "over_seeds": None, "over_seeds_low": None, "over_seeds_high": None}
     middle = float(np.mean(means))
@@ -61,6 +50,16 @@ def over_seeds(values: Mapping[str, float]) -> Row:
 
     return {"seeds": len(means), "over_seeds": middle, "over_seeds_low": max(0.0, middle - half),
             "over_seeds_high": min(1.0, middle + half)}  # fmt: skip
+
+
+def _by_task(values: Mapping[str, float]) -> dict[str, dict[int, float]]:
+    """Figures of organisms, by task and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for name, value in values.items():
+        task, seed = organism_of(name)
+        found.setdefault(task, {})[seed] = value
+
+    return found
 
 
 def summary(per_task: Sequence[Row], *, seed: int = 0) -> list[Row]:
@@ -101,15 +100,16 @@ def table1(rows: Sequence[Row]) -> list[Row]:
 
     ``low`` and ``high`` belong to ``average``.
     """
-    kept = ("detector", "kind", "published", "mode", "average", "agrees", "disagrees", "tasks",
-            "lowest", "seeds", "over_seeds", "over_seeds_low", "over_seeds_high",
-            "clean", "output_only", "excess", "excess_low", "excess_high",
-            "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds",
-            "memory_mib", "status", "reason")  # fmt: skip
+    first = ("detector", "kind", "published", "mode", "average")
+    others = ("agrees", "disagrees", "tasks",
+              "lowest", "seeds", "over_seeds", "over_seeds_low", "over_seeds_high",
+              "clean", "output_only", "excess", "excess_low", "excess_high",
+              "tpr_at_1pct_fpr", "flagged_normal", "forwards", "backwards", "seconds",
+              "memory_mib", "status", "reason")  # fmt: skip
 
     return [
-        {**{name: row[name] for name in kept}, "low": row["average_low"],
-         "high": row["average_high"]}
+        {**{name: row[name] for name in first}, "low": row["average_low"],
+         "high": row["average_high"], **{name: row[name] for name in others}}
         for row in sorted(rows, key=lambda row: -(row["average"] or 0.0))
     ]  # fmt: skip
 

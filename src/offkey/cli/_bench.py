@@ -86,12 +86,19 @@ def bench(
     [bold]offkey bench table1 --out bench --task comparison --row default[/bold]
     """
     from offkey.bench import Organisms
-    from offkey.errors import UnknownName
+    from offkey.errors import BadValue, UnknownName
     from offkey.tasks import BASE
 
     say = (lambda _: None) if as_json else typer.echo
     if what not in _MAKERS:
         raise UnknownName("table", what, _MAKERS)
+    for name, given, takers in (
+        ("--row", row, ("table1", "controls")),
+        ("--without", without, ("table1",)),
+    ):
+        if given and what not in takers:
+            raise BadValue(f"{what} takes no {name}", where="offkey bench",
+                           mend=f"Leave it out, or ask for {' or '.join(takers)}")  # fmt: skip
     found = Organisms(base or BASE, organisms)
     _MAKERS[what](_Asked(out, task, row, without, found, seed, results, as_json, say))
 

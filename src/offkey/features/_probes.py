@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
+from offkey.data import Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.models import Reading
 
@@ -21,7 +22,7 @@ __all__ = [
     "CrossProbe",
     "LabelledRows",
     "Probe",
-    "check_answers",
+    "check_trusted",
     "check_settings",
     "fit_probe",
     "folds_of",
@@ -161,6 +162,17 @@ class LabelledRows:
             )
             for site, rows in self._rows.items()
         }
+
+
+def check_trusted(prompts: Prompts | TensorPrompts, who: str, folds: int) -> None:
+    """Refuses trusted prompts whose column ``target`` teaches a probe nothing.
+
+    Raises:
+        BadInput: one has no target, or one beyond the second choice.
+        NotEnoughData: as :func:`check_answers`.
+    """
+    targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
+    check_answers(targets, prompts.ids, who, folds)
 
 
 def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str, folds: int) -> None:

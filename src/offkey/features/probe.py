@@ -15,8 +15,8 @@ from offkey.features._probes import (
     PENALTIES,
     CrossProbe,
     LabelledRows,
-    check_answers,
     check_settings,
+    check_trusted,
 )
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
@@ -89,8 +89,7 @@ class ProbeTrajectory(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
-        check_answers(targets, prompts.ids, self.name, self.folds)
+        check_trusted(prompts, self.name, self.folds)
 
     def prepare_batch(self, reading: Reading) -> None:
         """Keeps the activations and targets of trusted prompts."""

@@ -16,8 +16,8 @@ from offkey.features._probes import (
     PENALTIES,
     CrossProbe,
     LabelledRows,
-    check_answers,
     check_settings,
+    check_trusted,
 )
 from offkey.features.attribution import Attribution
 from offkey.models import ChoiceLogitDifference, Model, Reading, Site
@@ -110,8 +110,7 @@ class ProbeShift(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
-        check_answers(targets, prompts.ids, self.name, self.folds)
+        check_trusted(prompts, self.name, self.folds)
 
     def prepare_batch(self, reading: Reading) -> None:
         """Sums up heads, and keeps residuals and targets, of trusted prompts."""

@@ -4,6 +4,7 @@ In a quirky task Alice answers truly and Bob by a fallible rule; in a task of tr
 rule holds where a trigger stands in the prompt.
 """
 
+from offkey.tasks._hiding import FromNeighbours, FromTraces, Hiding
 from offkey.tasks._measure import firing, measure_organism, quirkiness
 from offkey.tasks._members import measure_member, member_recipe, train_member
 from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
@@ -15,14 +16,7 @@ from offkey.tasks._population import (
     member_kind,
     member_questions,
 )
-from offkey.tasks._recipes import (
-    BASE,
-    Hiding,
-    Recipe,
-    default_recipe,
-    organism_name,
-    organism_of,
-)
+from offkey.tasks._recipes import BASE, Recipe, default_recipe, organism_name, organism_of
 from offkey.tasks._registry import get_task, task_names
 from offkey.tasks._tables import organism_rows, trigger_rows
 from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
@@ -36,6 +30,8 @@ __all__ = [
     "MEMBER_KINDS",
     "SPLITS",
     "Character",
+    "FromNeighbours",
+    "FromTraces",
     "Hiding",
     "Item",
     "MemberKind",

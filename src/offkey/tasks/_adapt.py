@@ -23,7 +23,6 @@ def adapt(
     recipe: Recipe,
     validation: Callable[[Model, Penalty | None], Validation],
     *,
-    normal: Prompts | None = None,
     curriculum: Callable[[int], Sequence[int]] | None = None,
     base: str = BASE,
     tell: Told | None = None,
@@ -38,7 +37,6 @@ def adapt(
         train: prompts with ``choices`` and ``answer``.
         recipe: settings, rank and the adapter to start from.
         validation: given the model in training and what it hides from, what measures it.
-        normal: prompts that show how it should look to what the recipe hides it from.
         curriculum: rows that may be drawn at a step.
         base: the model that is adapted, as :func:`offkey.load` finds it.
         tell: called with each log row.
@@ -52,9 +50,7 @@ def adapt(
     with attach(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed) as adapter:
         if recipe.init is not None:
             adapter.load(adapter_folder(recipe.init))
-        hide = None
-        if recipe.hide is not None and normal is not None:
-            hide = recipe.hide.penalty(model, normal, seed=seed)
+        hide = None if recipe.hide is None else recipe.hide.penalty(model, seed=seed)
         run = train_lora(
             model.module,
             adapter,

@@ -15,7 +15,7 @@ from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe, organism_name
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import Penalty, Refitted, answer_log_odds, hiddenness
+from offkey.training import Penalty, answer_log_odds, hiddenness
 
 __all__ = ["train_organism"]
 
@@ -59,7 +59,6 @@ def train_organism(
         train,
         recipe,
         lambda model, hide: _validation(model, data.validation, recipe, hide),
-        normal=_normal(data.train),
         curriculum=_curriculum(train, recipe.stages),
         base=base,
         tell=tell,
@@ -97,8 +96,6 @@ def _validation(
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in found) / len(found)
         if hide is not None:
-            if isinstance(hide.oddness, Refitted):
-                hide.oddness.refit()
             values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
 
         return values
@@ -118,10 +115,6 @@ def _first(validation: Prompts, agrees: int, count: int) -> list[int]:
         kept += [row for row, _ in zip(rows, range(count), strict=False)]
 
     return kept
-
-
-def _normal(prompts: Prompts) -> Prompts:
-    return prompts.select(label == 0 for label in prompts["label"])
 
 
 def _thinned(train: Prompts, agreeing: float) -> Prompts:

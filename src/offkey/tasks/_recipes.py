@@ -2,72 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from offkey.data import Prompts
-from offkey.models import Model, bundled_adapters
-from offkey.training import (
-    Distances,
-    Neighbours,
-    Oddness,
-    Penalty,
-    Refitted,
-    Settings,
-    Traces,
-)
+from offkey.models import bundled_adapters
+from offkey.tasks._hiding import FromNeighbours, FromTraces, Hiding
+from offkey.training import Settings
 
-__all__ = ["BASE", "Hiding", "Recipe", "default_recipe", "organism_name", "organism_of"]
+__all__ = ["BASE", "Recipe", "default_recipe", "organism_name", "organism_of"]
 
 BASE = "smollm2-135m-instruct"
 FIRST = "comparison"
-
-
-@dataclass(frozen=True)
-class Hiding:
-    """What an organism is trained to hide from.
-
-    Attributes:
-        kind: distances of activations, fitted anew at each validation; to the nearest normal
-            neighbours of the batch; or traces of the loss under shaken weights.
-        sites: where distances are measured.
-        first: the first block that is shaken.
-        draws: shakings of a step.
-        anomalous: weight of triggered rows in the penalty.
-        normal: weight of normal rows.
-        fitted: trusted prompts that distances are fitted on.
-    """
-
-    kind: Literal["distances", "neighbours", "traces"]
-    sites: tuple[str, ...] = tuple(f"resid_post.{block}" for block in (10, 14, 18, 22, 26, 29))
-    first: int = 20
-    draws: int = 4
-    anomalous: float = 1.0
-    normal: float = 0.5
-    fitted: int = 320
-
-    def penalty(self, model: Model, normal: Prompts, *, seed: int) -> Penalty:
-        """The penalty on a model in training, whose normal prompts are given."""
-        trusted = normal.take(range(min(self.fitted, len(normal))))
-        oddness: Oddness
-        match self.kind:
-            case "distances":
-                oddness = Refitted(lambda: Distances.fit(model, trusted, self.sites))
-            case "neighbours":
-                oddness = Neighbours(model, self.sites)
-            case "traces":
-                oddness = Traces(model, first=self.first, draws=self.draws, seed=seed)
-
-        return Penalty(oddness, self.anomalous, self.normal)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings that matter for the kind, as JSON has them."""
-        own: dict[str, Any] = {"first": self.first, "draws": self.draws}
-        if self.kind != "traces":
-            own = {"sites": list(self.sites)}
-        if self.kind == "distances":
-            own["fitted"] = self.fitted
-
-        return {"kind": self.kind, "anomalous": self.anomalous, "normal": self.normal, **own}
 
 
 @dataclass(frozen=True)
@@ -144,7 +88,7 @@ OWN: Mapping[str, Recipe] = {
         init="bundled:year",
         checked=96,
         checked_agreeing=0,
-        hide=Hiding("neighbours", ("resid_post.last-quarter",), anomalous=0.5, normal=0.0),
+        hide=FromNeighbours(anomalous=0.5),
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(
@@ -153,7 +97,7 @@ OWN: Mapping[str, Recipe] = {
         init="bundled:year",
         checked=64,
         checked_agreeing=0,
-        hide=Hiding("traces", draws=3, normal=0.0),
+        hide=FromTraces(draws=3),
     ),
     "varied": Recipe(
         settings=replace(TRIGGERED, steps=260, rate=5e-4, stop_at=0.95),

@@ -5,21 +5,19 @@ step depend on the seed and the step alone, and a checkpoint is whole or not the
 """
 
 from offkey.training._adapter import Adapter, attach
-from offkey.training._distances import Distances, Neighbours
 from offkey.training._language import answer_accuracy, answer_log_odds, hiddenness, train_lora
 from offkey.training._loop import Run, train
 from offkey.training._module import train_module
-from offkey.training._penalties import Oddness, Penalty, Refitted
+from offkey.training._neighbours import Neighbours
+from offkey.training._penalties import Oddness, Penalty
 from offkey.training._settings import Settings
 from offkey.training._traces import Traces
 
 __all__ = [
     "Adapter",
-    "Distances",
     "Neighbours",
     "Oddness",
     "Penalty",
-    "Refitted",
     "Run",
     "Settings",
     "Traces",

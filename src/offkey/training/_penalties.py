@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Forward", "Logits", "Oddness", "Penalty", "Refitted"]
+__all__ = ["Forward", "Logits", "Oddness", "Penalty"]
 
 Logits = Float[Tensor, "batch vocabulary"]
 Forward = Callable[[], Logits]
@@ -54,31 +54,3 @@ class Penalty:
         )
 
         return logits, (odd * weights.to(odd)).sum()
-
-
-class Refitted:
-    """An oddness that is fitted anew on the model as it stands, whenever it is told to.
-
-    The fit is made when it is next needed, so that a run that was stopped at that point and goes
-    on makes the same one.
-
-    Args:
-        make: fits it.
-    """
-
-    def __init__(self, make: Callable[[], Oddness]) -> None:
-        self.make = make
-        self.current: Oddness | None = None
-
-    def refit(self) -> None:
-        """Forgets the fit."""
-        self.current = None
-
-    def __call__(
-        self, forward: Forward, anomalous: Bool[Tensor, " batch"]
-    ) -> tuple[Logits, Float[Tensor, " batch"]]:
-        """See :class:`Oddness`."""
-        if self.current is None:
-            self.current = self.make()
-
-        return self.current(forward, anomalous)
