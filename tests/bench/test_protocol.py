@@ -7,6 +7,7 @@ import pytest
 
 from offkey.bench import (
     ENTRIES,
+    Bench,
     Candidate,
     Entry,
     control_rows,
@@ -22,6 +23,7 @@ from offkey.features import FEATURES, get_feature
 from offkey.scores import get_score
 from offkey.tasks import get_task, task_names
 
+from . import planted
 from .test_table import named, where
 
 ROWS = (
@@ -109,6 +111,19 @@ def test_the_held_out_look_names_its_rivals(place):
     assert mean["over_clean"] == pytest.approx(mean["auroc"] - mean["clean"])
     assert mean["tasks"] == 1
     assert mean["lowest"] == mean["auroc"]
+
+
+def test_organisms_that_hide_stand_apart_and_have_a_mean_of_their_own(tmp_path):
+    arenas = {name: planted.arena(name) for name in ("owner", "obfuscated", "obfuscated-1")}
+    rows = held_out_rows(Bench(tmp_path, tuple(arenas), arenas=arenas), ROWS)
+    told = {row["task"]: row for row in rows}
+    assert len(told) == len(rows)
+    assert set(told) == {"owner", "obfuscated-0", "obfuscated-1", "mean", "best_seed_row",
+                         "obfuscated"}  # fmt: skip
+    assert told["mean"]["auroc"] == told["owner"]["auroc"]
+    hidden = [told[name]["auroc"] for name in ("obfuscated-0", "obfuscated-1")]
+    assert told["obfuscated"]["auroc"] == pytest.approx(np.mean(hidden))
+    assert told["obfuscated"]["tasks"] == 1
 
 
 def test_a_row_by_name(place):

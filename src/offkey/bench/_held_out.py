@@ -14,7 +14,8 @@ from offkey.tasks import get_task, organism_of
 __all__ = ["held_out_rows"]
 
 Row = dict[str, Any]
-OBFUSCATED = "obfuscated"
+HIDDEN = "obfuscated"
+"""The task whose organisms were trained to hide from the default detector."""
 RIVALS = ("clean", "best_seed_row", "output_only")
 
 
@@ -31,8 +32,9 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
 
     Returns:
         A row a task; then ``mean`` over those where a name says which rule holds,
-        ``best_seed_row``, the same of that row, and ``obfuscated``, the mean over organisms that
-        were trained to hide, where there are several. Each has ``auroc``, ``clean``, ``excess``,
+        ``best_seed_row``, the same of that row, and ``obfuscated``, the mean over organisms of
+        that task, which were trained to hide from this very detector, where there are several;
+        the first of these is ``obfuscated-0`` then. Each has ``auroc``, ``clean``, ``excess``,
         ``best_seed_row``, ``output_only``, ``over_best_seed_row``, ``over_clean`` and
         ``over_output_only``; means have ``low`` and ``high`` for each.
     """
@@ -45,7 +47,7 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
             figures.setdefault(entry.name, {})[task] = row
     ours = figures.get(DEFAULT, {})
     made = {name: get_task(organism_of(name)[0]) for name in ours}
-    hidden = [name for name, task in made.items() if task.family == OBFUSCATED]
+    hidden = [name for name, task in made.items() if task.name == HIDDEN]
     plain = [name for name, task in made.items() if not task.triggered]
     kinds: dict[str, Callable[[Entry], bool]] = {
         "best_seed_row": lambda e: e.published,
@@ -63,7 +65,8 @@ def held_out_rows(where: Bench, entries: Sequence[Entry] = ENTRIES) -> list[Row]
         rows.append({**_mean("best_seed_row", [_row(t, rival[t], {}) for t in plain], where.seed),
                      "detector": best["best_seed_row"]})  # fmt: skip
     if len(hidden) > 1:
-        rows.append(_mean(OBFUSCATED, [r for r in told if r["task"] in hidden], where.seed))
+        rows = [{**r, "task": f"{HIDDEN}-0"} if r["task"] == HIDDEN else r for r in rows]
+        rows.append(_mean(HIDDEN, [r for r in told if r["task"] in hidden], where.seed))
 
     return rows
 
@@ -102,7 +105,7 @@ def _mean(name: str, rows: Sequence[Row], seed: int) -> Row:
     told: Row = {
         "task": name,
         "detector": rows[0]["detector"] if rows else DEFAULT,
-        "tasks": len(rows),
+        "tasks": len({organism_of(row["task"])[0] for row in rows}),
         "lowest": min(known, default=None),
     }
     for column in columns:

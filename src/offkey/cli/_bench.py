@@ -184,8 +184,10 @@ def _search(asked: _Asked) -> None:
 def _held_out(asked: _Asked) -> None:
     from offkey.bench import held_out_rows
 
-    every = [name for kind in (False, True) for name in asked.organisms.names(triggered=kind)]
-    rows = held_out_rows(asked.bench(asked.tasks or every))
+    quirky, triggered = (
+        asked.organisms.names(triggered=kind, seeds=kind) for kind in (False, True)
+    )
+    rows = held_out_rows(asked.bench(asked.tasks or [*quirky, *triggered]))
     asked.keep("default_detector", rows, "held-out")
     asked.show(rows, "The default detector on held-out tasks", "auroc",
                "task auroc clean excess best_seed_row output_only reason")  # fmt: skip

@@ -36,7 +36,7 @@ def trigger_rows(*roots: str | Path) -> list[dict[str, Any]]:
     """
     rows = _rows(roots, _fired, triggered=True)
 
-    return sorted(rows, key=lambda row: str(row["task"]))
+    return sorted(rows, key=lambda row: (str(row["task"]), row["seed"]))
 
 
 def _rows(roots: Sequence[str | Path], make: Make, *, triggered: bool) -> list[dict[str, Any]]:
