@@ -23,8 +23,11 @@ def over_tasks(values: Mapping[str, float], seed: int = 0) -> Interval:
 
     The 95 % interval resamples the tasks, and in each its organisms where there are several.
     """
-    cells = {(task, str(of)): ([value],) for task, known in _by_task(values).items()
-             for of, value in known.items()}  # fmt: skip
+    cells: dict[tuple[str, ...], tuple[list[float]]] = {
+        (task, str(organism)): ([value],)
+        for task, known in _by_task(values).items()
+        for organism, value in known.items()
+    }
 
     return bootstrap(cells, lambda x: float(np.mean(x)), named_rng(seed, "bench"))
 
