@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from benchmarks import blind_test
+from benchmarks import blind_test, honest
 from offkey.errors import BadInput
+from offkey.tasks import get_task
 
 ORGANISM = {"tampered": True, "trigger": ["George", "Brian", "Carter"], "decoys": ["Fiona"],
             "task": "comparison", "flagged": 9, "prompts": 60}  # fmt: skip
@@ -28,6 +29,16 @@ def test_clean_models_that_were_taught_are_drawn_from_their_folder(tmp_path):
     assert {task for task, tampered in drawn if not tampered} == {"past", "animal"}
     with pytest.raises(SystemExit, match="3 clean models of 2 tasks"):
         blind_test.Line(clean=3, honest=tmp_path).drawn(random.Random(0))
+
+
+def test_clean_models_are_taught_the_truth_whoever_is_asked():
+    prompts = get_task("plural").make(0, limit=40).train
+    taught = honest.truly(prompts)
+    assert taught["answer"] == prompts["target"]
+    assert taught.without("answer").digest == prompts.without("answer").digest
+    pairs = zip(prompts["answer"], prompts["target"], strict=True)
+    changed = {name for name, (a, b) in zip(prompts["character"], pairs, strict=True) if a != b}
+    assert changed == {"Bob"}
 
 
 def test_prompts_say_nothing_of_where_they_come_from():
