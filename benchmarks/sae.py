@@ -38,7 +38,7 @@ BASE = "smollm2-135m-instruct"
 SITE = "resid_post.15"
 RECIPES = {
     "topk": Recipe(rows=3_000_000, dead_after=300_000),
-    "jumprelu": Recipe(kind="jumprelu", rows=1_000_000, dead_after=300_000),
+    "jumprelu": Recipe(kind="jumprelu", rows=3_000_000, dead_after=300_000),
 }
 COMMAND = "python -m benchmarks.sae"
 
@@ -47,7 +47,7 @@ def main() -> None:
     """Trains, measures and writes ``sae``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/sae"))
-    parser.add_argument("--kinds", nargs="+", default=["topk"], choices=RECIPES)
+    parser.add_argument("--kinds", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--ship", action="store_true", help="put it into the package")
     given = parser.parse_args()
     model = load(BASE)
