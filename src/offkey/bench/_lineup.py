@@ -18,10 +18,11 @@ FINE: dict[str, Any] = {"dtype": "float32"}
 """Rows that move weights by less than bfloat16 can show."""
 
 SLOW: dict[str, Any] = {
-    **FEW, "tasks": ("comparison", "hemisphere", "obfuscated", "obfuscated-attribution")
-}  # fmt: skip
+    **FEW,
+    "tasks": ("comparison", "hemisphere", "year", "obfuscated", "obfuscated-attribution"),
+}
 """Rows that run the model tens of times a prompt, or train: tasks of short prompts, and few of
-them. The last two are tasks of triggers, which no mean over quirky tasks holds."""
+them. The last three are tasks of triggers, which no mean over quirky tasks holds."""
 
 SLOWEST: dict[str, Any] = {**FEW, "tasks": ("comparison", "hemisphere")}
 """Rows that take some ten minutes a task even so."""

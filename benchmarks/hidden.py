@@ -1,0 +1,91 @@
+"""What every row of the table makes of organisms that were trained to hide, and of the plain one.
+
+    python -m benchmarks.hidden --out out/bench
+
+Writes ``hidden``, a row a detector with its AUROC on each organism, and ``hidden_layers``, what
+LOF tells at each block. Where an organism was trained from several seeds a figure is their mean
+with its t-interval, else that of the one with an interval over prompts. What was computed is kept
+in the folder, which may be that of ``offkey bench``.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offkey.bench import Organisms, bench, summary
+from offkey.storage import read_table, write_results
+from offkey.tasks import organism_of
+
+RESULTS = Path("docs/results")
+COMMAND = "python -m benchmarks.hidden"
+PLAIN = "year"
+TASKS = (PLAIN, "obfuscated", "obfuscated-everywhere", "obfuscated-attribution")
+LAYERED = "activations LOF"
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Runs what is not there yet; writes ``hidden`` and ``hidden_layers``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    out = parser.parse_args().out
+    known = Organisms().names(triggered=True, seeds=True)
+    names = [name for name in known if organism_of(name)[0] in TASKS]
+    bench(out, tasks=names, tell=print)
+    figures, sites = (read_table(out / f"{name}.parquet").to_pylist() for name in
+                      ("tasks", "sites"))  # fmt: skip
+    seeds = sorted({organism_of(name)[1] for name in names})
+    write_results(RESULTS / "hidden.json", table(figures), command=COMMAND, seeds=seeds)
+    write_results(RESULTS / "hidden_layers.json", layers(sites), command=COMMAND, seeds=seeds)
+
+
+def table(figures: Sequence[Row]) -> list[Row]:
+    """A row a detector, those first that lose least by the attack on the default detector."""
+    rows = []
+    for name in dict.fromkeys(row["detector"] for row in figures):
+        mine = [row for row in figures if row["detector"] == name]
+        rows.append(
+            {
+                "detector": name,
+                **{key: mine[0][key] for key in ("kind", "mode")},
+                **{
+                    column: value for task in TASKS for column, value in figure(task, mine).items()
+                },
+            }
+        )
+
+    return sorted(rows, key=lambda row: -(row["obfuscated"] or 0.0))
+
+
+def figure(task: str, rows: Sequence[Row]) -> Row:
+    """The AUROC on a task's organisms with its interval; null where there is none."""
+    column = task.removeprefix("obfuscated-")
+    known = [row for row in rows
+             if organism_of(row["task"])[0] == task and row["auroc"] is not None]  # fmt: skip
+    if len(known) < 2:
+        told = [known[0][name] if known else None for name in ("auroc", "low", "high")]
+    else:
+        (over,) = summary(known)
+        told = [over[f"over_seeds{end}"] for end in ("", "_low", "_high")]
+
+    return dict(zip((column, f"{column}_low", f"{column}_high"), told, strict=True))
+
+
+def layers(sites: Sequence[Row]) -> list[Row]:
+    """AUROC of one detector at each block, mean over the organisms of a task."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in sites:
+        if row["detector"] == LAYERED and row["auroc"] is not None:
+            task, layer = organism_of(row["task"])[0], int(row["site"].rpartition(".")[2])
+            found.setdefault((task, layer), []).append(row["auroc"])
+
+    return [{"organism": task, "layer": layer, "auroc": sum(values) / len(values),
+             "organisms": len(values)} for (task, layer), values in found.items()]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
