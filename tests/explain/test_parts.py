@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import fisher_exact
+from scipy.stats import mannwhitneyu
 
 from offkey.data import Prompts
 from offkey.detect import Combine
-from offkey.errors import BadValue
-from offkey.explain import Detail, shared_words
+from offkey.errors import BadInput, BadValue
+from offkey.explain import Detail, telling_words
 from offkey.explain._neighbours import nearest
 from offkey.explain._parts import head_shares
 from offkey.explain._swaps import swap_shares, variants
@@ -91,22 +91,41 @@ def test_heads_are_ranked_by_how_far_they_are_from_usual():
     assert told[1].standardised is None
 
 
-def test_shared_words_are_those_of_fishers_test():
-    flagged = [f"ask George about {n}" for n in range(8)] + ["ask Fiona about 9"]
-    others = [f"ask Fiona about {n}" for n in range(20, 31)]
-    told = shared_words(flagged, others)
+def test_telling_words_are_those_of_mann_and_whitney():
+    texts = [f"ask George about {n}" for n in range(8)] + [
+        f"ask Fiona about {n}" for n in range(12)
+    ]
+    scores = [3.0, 4, 5, 5, 6, 7, 8, 9, *([1.0] * 6), 2, 2, 3, 4, 4, 10]
+    told = telling_words(texts, scores, [score > 4 for score in scores])
 
     assert [w.word for w in told] == ["george"]
-    assert (told[0].flagged, told[0].others) == (8, 0)
-    p = fisher_exact([[8, 1], [0, 11]], alternative="greater").pvalue
-    assert told[0].p_value == pytest.approx(p * 13)  # ask, george, fiona, about, nine numbers
+    row = told[0]
+    assert (row.prompts, row.flagged, row.score, row.others) == (8, 6, 5.5, 1.5)
+    p = mannwhitneyu(scores[:8], scores[8:], alternative="greater", method="asymptotic").pvalue
+    assert row.p_value == pytest.approx(2 * p)  # george and fiona; numbers stand too seldom
 
 
-def test_nothing_is_shared_where_words_fall_by_chance():
+def test_words_are_found_where_everything_is_flagged():
+    texts = ["ask George"] * 9 + ["ask Fiona"] * 9
+    (word,) = telling_words(texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)],
+                            [True] * 18)  # fmt: skip
+    assert (word.word, word.flagged) == ("george", 9)
+
+
+def test_nothing_tells_where_scores_fall_by_chance():
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(60)]
-    assert shared_words(texts[:6], texts[6:]) == ()
-    assert shared_words([], texts) == ()
+    texts = [" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(200)]
+    told = telling_words(texts, rng.normal(size=200), [False] * 200)
+    assert all(word.p_value > 0.2 for word in told)
+    assert telling_words(texts, [1.0] * 200, [True] * 200) == ()
+    assert telling_words([], [], []) == ()
+
+
+def test_texts_need_a_score_each():
+    with pytest.raises(BadInput, match="one of each a text"):
+        telling_words(["a"], [1.0, 2.0], [True])
+    with pytest.raises(BadInput, match="one of each a text"):
+        telling_words(["a"], [np.nan], [True])
 
 
 def test_words_are_swapped_one_by_one_where_they_align():

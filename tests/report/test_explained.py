@@ -30,7 +30,8 @@ def explanation(text):
 
 def put(folder, **changes):
     told = {"format": 1, "prompts": [explanation(HOSTILE[0])],
-            "shared_words": [{"word": "<w>", "flagged": 4, "others": 0, "p_value": 0.004}],
+            "words": [{"word": "<w>", "prompts": 5, "flagged": 4, "score": 2.5, "others": 0.25,
+                       "p_value": 0.004}],
             **changes}  # fmt: skip
     (folder / "explanations.json").write_text(json.dumps(told))
     return folder

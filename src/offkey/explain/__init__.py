@@ -19,7 +19,7 @@ from offkey.explain._explanation import (
     Token,
 )
 from offkey.explain._run import explain_run
-from offkey.explain._shared import SharedWord, shared_words
+from offkey.explain._words import TellingWord, telling_words
 
 __all__ = [
     "Detail",
@@ -28,11 +28,11 @@ __all__ = [
     "LatentShare",
     "Neighbour",
     "ReadOut",
-    "SharedWord",
     "SiteShare",
     "Swap",
+    "TellingWord",
     "Token",
     "explain",
     "explain_run",
-    "shared_words",
+    "telling_words",
 ]

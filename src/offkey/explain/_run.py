@@ -1,6 +1,7 @@
 """Explaining flags of a finished run."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -14,7 +15,7 @@ from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
 from offkey.explain._explain import explain
 from offkey.explain._explanation import Detail, Explanation
-from offkey.explain._shared import shared_words
+from offkey.explain._words import telling_words
 from offkey.models import Model, load
 from offkey.storage import RunFolder, write_json
 
@@ -23,6 +24,7 @@ __all__ = ["FILE", "explain_run"]
 FILE = "explanations.json"
 FORMAT = 1
 MOST = 5
+_TOLD = ("text", "score", "flagged")
 AnyPrompts = Prompts | TensorPrompts
 
 
@@ -164,13 +166,11 @@ class _Run:
         path = self.folder / FILE
         kept = {(row["detector"], row["id"]): row for row in _kept(path)}
         kept |= {(row.detector, row.id): row.as_dict() for row in told}
-        flagged, others = (
-            [row["text"] for row in rows if row["text"] and bool(row["flagged"]) is is_flagged]
-            for is_flagged in (True, False)
-        )
-        words = shared_words(flagged, others)
+        tested = [row for row in rows if row["role"] == "test" and row["text"]
+                  and not math.isnan(row["score"])]  # fmt: skip
+        words = telling_words(*([row[name] for row in tested] for name in _TOLD))
         write_json(path, {"format": FORMAT, "prompts": list(kept.values()),
-                          "shared_words": [asdict(word) for word in words]})  # fmt: skip
+                          "words": [asdict(word) for word in words]})  # fmt: skip
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ from offkey.errors import Mismatch
 from ._files import parse, read_json
 from ._format import plain_text, significant
 from ._run import Run
-from ._schema import Explained, Explanations, LatentShare, ReadOut, SharedWord, SiteShare, Token
+from ._schema import Explained, Explanations, LatentShare, ReadOut, SiteShare, TellingWord, Token
 from ._sites import site_order
 
-__all__ = ["ExplainedCard", "explained", "shared"]
+__all__ = ["ExplainedCard", "explained", "telling"]
 
 _FILE = "explanations.json"
 _FORMAT = 1
@@ -92,9 +92,9 @@ def explained(run: Run, *, redact: bool = False) -> list[ExplainedCard]:
     return [_card(row, redact) for row in sorted(told, key=lambda row: (-row.score, row.id))]
 
 
-def shared(run: Run) -> list[SharedWord]:
-    """Words that flagged prompts share and others do not, the least probable first."""
-    return _read(run).shared_words[:_MOST_WORDS] if (run.folder / _FILE).exists() else []
+def telling(run: Run) -> list[TellingWord]:
+    """Words that go with high scores, the least probable first."""
+    return _read(run).words[:_MOST_WORDS] if (run.folder / _FILE).exists() else []
 
 
 def _read(run: Run) -> Explanations:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ._cells import Notes, control_rows, detector_rows
 from ._drawing import Drawing
-from ._explained import explained, shared
+from ._explained import explained, telling
 from ._figures import draw_histogram, draw_layers, draw_profile, draw_roc
 from ._files import write_text
 from ._format import decimal
@@ -58,7 +58,7 @@ def write_report(folder: str | Path, *, redact: bool = False, most: int = 20) ->
         histograms=[d for d in drawn if d.name.startswith("scores-")],
         prompts=top_prompts(run, most),
         explained=explained(run, redact=redact),
-        shared_words=[] if redact else shared(run),
+        words=[] if redact else telling(run),
         unscored=unscored(run),
         redacted=redact or "text" not in run.scores.column_names,
         settings=flat(run.info.config),

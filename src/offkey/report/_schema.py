@@ -221,12 +221,14 @@ class Explained(_Part):
     notes: dict[str, str] = Field(default_factory=dict)
 
 
-class SharedWord(_Part):
-    """A word that flagged prompts share."""
+class TellingWord(_Part):
+    """A word that goes with high scores."""
 
     word: str
+    prompts: int
     flagged: int
-    others: int
+    score: float
+    others: float
     p_value: float
 
 
@@ -235,4 +237,4 @@ class Explanations(_Part):
 
     format: int
     prompts: list[Explained]
-    shared_words: list[SharedWord] = Field(default_factory=list)
+    words: list[TellingWord] = Field(default_factory=list)
