@@ -8,7 +8,6 @@ character and under all names, with the true answer throughout. A folder a task,
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from offkey import load
@@ -49,12 +48,10 @@ def teach(task: str, out: Path) -> float:
 
     with attach(model.module, rank=RANK, alpha=ALPHA, seed=0) as adapter:
         run = train_lora(model.module, adapter, model.tokenizer, train, SETTINGS,
-                         validate=lambda: {"accuracy": accuracy(shown)},
-                         folder=out / "checkpoint")  # fmt: skip
+                         validate=lambda: {"accuracy": accuracy(shown)})  # fmt: skip
         found = accuracy(validation)
         adapter.save(out, BASE)
     write_json(out / "taught.json", {"task": task, "steps": run.steps, "accuracy": found})
-    shutil.rmtree(out / "checkpoint")
 
     return found
 
