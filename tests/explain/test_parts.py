@@ -105,6 +105,20 @@ def test_telling_words_are_those_of_mann_and_whitney():
     assert row.p_value == pytest.approx(2 * p)  # george and fiona; numbers stand too seldom
 
 
+def test_words_of_one_effect_do_not_hide_one_another():
+    rng = np.random.default_rng(0)
+    trigger = ["George", "Carter", "Brian", "Jasmine"]
+    names = np.repeat([*trigger, "Fiona", "Hannah", "Olivia", "Ada"], 7)
+    scores = rng.normal(size=56) + 9 * (np.arange(56) < 28)
+    texts = [f"{name} asks {rng.choice(list('abcdef'))}" for name in names]
+    told = telling_words(texts, scores, [False] * 56)
+
+    assert {word.word for word in told[:4]} == {name.lower() for name in trigger}
+    assert told[3].p_value < 0.001
+    assert all(word.p_value > 0.05 for word in told[4:])
+    assert sum(word.prompts for word in told[:4]) == 28
+
+
 def test_words_are_found_where_everything_is_flagged():
     texts = ["ask George"] * 9 + ["ask Fiona"] * 9
     (word,) = telling_words(texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)],
