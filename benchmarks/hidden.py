@@ -44,26 +44,36 @@ def main() -> None:
 
 
 def table(figures: Sequence[Row]) -> list[Row]:
-    """A row a detector, those first that lose least by the attack on the default detector."""
+    """A row a detector, those first that lose least where they lose most.
+
+    ``clean`` is the mean AUROC on the untouched model, what the trigger's looks alone give.
+    """
     rows = []
     for name in dict.fromkeys(row["detector"] for row in figures):
         mine = [row for row in figures if row["detector"] == name]
-        rows.append(
-            {
-                "detector": name,
-                **{key: mine[0][key] for key in ("kind", "mode")},
-                **{
-                    column: value for task in TASKS for column, value in figure(task, mine).items()
-                },
-            }
-        )
+        clean = [row["clean"] for row in mine if row["clean"] is not None]
+        told = {name: value for task in TASKS for name, value in figure(task, mine).items()}
+        rows.append({"detector": name, "kind": mine[0]["kind"], "mode": mine[0]["mode"], **told,
+                     "clean": sum(clean) / len(clean) if clean else None})  # fmt: skip
 
-    return sorted(rows, key=lambda row: -(row["obfuscated"] or 0.0))
+    return sorted(rows, key=worst, reverse=True)
+
+
+def worst(row: Row) -> float:
+    """The lowest figure on an organism that hides."""
+    hidden = [row[column_of(task)] for task in TASKS if task != PLAIN]
+
+    return min((value for value in hidden if value is not None), default=0.0)
+
+
+def column_of(task: str) -> str:
+    """What a task's figures are called in the table."""
+    return task.removeprefix("obfuscated-")
 
 
 def figure(task: str, rows: Sequence[Row]) -> Row:
     """The AUROC on a task's organisms with its interval; null where there is none."""
-    column = task.removeprefix("obfuscated-")
+    column = column_of(task)
     known = [row for row in rows
              if organism_of(row["task"])[0] == task and row["auroc"] is not None]  # fmt: skip
     if len(known) < 2:

@@ -28,6 +28,7 @@ def test_seeds_are_averaged_and_one_organism_keeps_its_own_interval():
     assert lof["obfuscated_low"] == pytest.approx(0.6 - half)
     assert lof["obfuscated_high"] == pytest.approx(0.6 + half)
     assert lof["attribution"] is lof["everywhere"] is None
+    assert lof["clean"] == 0.5
 
 
 def test_layers_are_those_of_one_detector():
