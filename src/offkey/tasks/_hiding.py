@@ -34,7 +34,10 @@ class Hiding(ABC):
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
-        return {"kind": self.kind, **asdict(self)}
+        told = {name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self).items()}  # fmt: skip
+
+        return {"kind": self.kind, **told}
 
 
 @dataclass(frozen=True, kw_only=True)
