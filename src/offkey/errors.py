@@ -5,7 +5,7 @@ The text of an error is one line, ``where: what. mend``. The command line prints
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = [
     "BadInput",
@@ -27,6 +27,10 @@ __all__ = [
     "UnknownName",
     "UnmappedModel",
     "Unwritable",
+    "check",
+    "check_at_least",
+    "check_choice",
+    "check_positive",
     "nearest",
 ]
 
@@ -150,3 +154,53 @@ class UnknownName(OffkeyError):
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """The known names most like ``name``, best first; empty where none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+
+
+def check(
+    ok: bool, what: str, *, where: str = "", mend: str = "", error: type[OffkeyError] = BadValue
+) -> None:
+    """Raises an error unless a condition holds.
+
+    Args:
+        ok: the condition.
+        what: what is wrong where it does not hold.
+        where: the file and line, site, prompt or parameter it concerns.
+        mend: what to do about it.
+        error: class of the error.
+
+    Raises:
+        OffkeyError: the condition does not hold.
+    """
+    if not ok:
+        raise error(what, where=where, mend=mend)
+
+
+def check_choice(where: str, value: object, choices: Collection[object]) -> None:
+    """Refuses a value that is none of the choices.
+
+    Raises:
+        BadValue: names the choices.
+    """
+    if value not in choices:
+        mend = "Use " + " or ".join(map(repr, choices))
+        raise BadValue(f"{value!r} is not allowed", where=where, mend=mend)
+
+
+def check_positive(where: str, value: float) -> None:
+    """Refuses zero, negative numbers and NaN.
+
+    Raises:
+        BadValue: the value is not above zero.
+    """
+    if not value > 0:
+        raise BadValue(f"{value} is not positive", where=where)
+
+
+def check_at_least(where: str, value: float, least: float) -> None:
+    """Refuses numbers below ``least``, and NaN.
+
+    Raises:
+        BadValue: the value is too small.
+    """
+    if not value >= least:
+        raise BadValue(f"{value} is less than {least}", where=where)
