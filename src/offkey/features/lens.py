@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from offkey.errors import BadInput, BadValue, UnmappedModel
 from offkey.features._feature import Feature
-from offkey.models import Model, Reading, Site
-from offkey.models.metrics import wide
+from offkey.models import Model, Reading, Site, wide
 from offkey.passes import Plan
 
 __all__ = ["LensTrajectory"]

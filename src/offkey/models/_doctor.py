@@ -10,10 +10,10 @@ import torch
 from offkey.data import Batch, Role
 from offkey.errors import BadInput, BadValue, OffkeyError, UnmappedModel
 from offkey.models._check import Check, not_applicable
-from offkey.models._model import Model
 from offkey.models._proofs import Evidence, prove_attention, prove_cheaply, prove_sums
 from offkey.models._trials import rows_alone, try_gradients, try_hooks, try_padding
 from offkey.models.families import FAMILIES
+from offkey.models.model import Model
 
 __all__ = ["DoctorReport", "distrust", "doctor"]
 

@@ -14,8 +14,8 @@ from offkey.models._checkpoint import Options, find
 from offkey.models._device import choose_device, choose_dtype
 from offkey.models._doctor import distrust
 from offkey.models._fingerprint import remember
-from offkey.models._model import Model
 from offkey.models._threads import choose_threads
+from offkey.models.model import Model
 
 __all__ = ["load"]
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from offkey.data import Batch
 from offkey.models._check import Check, Compared, compared, not_applicable
-from offkey.models._model import Model
-from offkey.models._sites import Site
-from offkey.models._taps import on_input
-from offkey.models._wiring import Block, Wiring
+from offkey.models.model import Model
+from offkey.models.sites import Site
+from offkey.models.wiring import Block, Wiring
 
 __all__ = ["Evidence", "prove_attention", "prove_cheaply", "prove_sums"]
 
@@ -23,13 +22,11 @@ class Evidence:
     def __init__(self, model: Model, batch: Batch) -> None:
         self.model, self.batch = model, batch
         self.wiring = cast(Wiring, model.wiring)
-        self.attended: dict[int, Tensor] = {}
         names = ["embed", "resid_pre.*", "resid_post.*", "attn_out.*", "mlp_out.*", "z.*",
-                 "mlp_in.*"]  # fmt: skip
+                 "attn_in.*", "mlp_in.*"]  # fmt: skip
         names += [f"{kind}.*" for kind in ("resid_mid", "mlp_act") if kind in self.wiring.kinds]
         names += [kind for kind in ("final", "logits") if kind in self.wiring.global_kinds]
-        with self._attention_inputs():
-            self.values = model.read(batch, names, positions="all").values
+        self.values = model.read(batch, names, positions="all").values
 
     def at(self, kind: str, block: int | None = None) -> Tensor:
         """What was read, ``[batch, token, *site]``."""
@@ -55,21 +52,6 @@ class Evidence:
         family = self.wiring.family
         place = getattr(family, part) if part else ""
         return place if block is None else f"{family.blocks}.{block}.{place}".rstrip(".")
-
-    @contextmanager
-    def _attention_inputs(self) -> Iterator[None]:
-        def keep(number: int, x: Tensor) -> None:
-            self.attended[number] = x.detach().clone()
-
-        handles = [
-            on_input(block.attention, lambda x, number=number: keep(number, x))
-            for number, block in self.blocks
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def prove_cheaply(evidence: Evidence) -> list[Check]:
@@ -136,7 +118,9 @@ def _norms(seen: Evidence) -> Check:
             if attn_norm is not None:
                 norm = block.module.get_submodule(attn_norm)
                 said = f"{where}attention is not given {seen.path('attn_norm')} of resid_pre"
-                yield Compared(norm(seen.at("resid_pre", number)), seen.attended[number], said)
+                yield Compared(
+                    norm(seen.at("resid_pre", number)), seen.at("attn_in", number), said
+                )
             if block.mlp_norm is not None:
                 said = f"{where}the MLP is not given {seen.path('mlp_norm')} of {middle}"
                 given = block.mlp_norm(seen.at(middle, number))
@@ -199,9 +183,7 @@ def _logits(seen: Evidence) -> Check:
     head = seen.wiring.unembedding
     if head is None or "final" not in seen.wiring.global_kinds:
         return not_applicable("logits", "there is no unembedding after a final norm")
-    logits, cap = head(seen.at("final")), seen.wiring.softcap
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
+    logits = seen.wiring.capped(head(seen.at("final")))
     pair = Compared(logits, seen.at("logits"), "the unembedding of final is not the logits")
     return compared("logits", [pair], 4 * seen.eps, "the unembedding of final gives the logits")
 

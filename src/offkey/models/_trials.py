@@ -1,7 +1,6 @@
 """Trials of a model: hooks leave its output, gradients are right, padding does not matter."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
 
@@ -10,11 +9,11 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.models._check import Check, error_of, not_applicable
-from offkey.models._edits import Edit
-from offkey.models._model import Model
-from offkey.models._sites import Site
-from offkey.models._taps import tensor_of
-from offkey.models.metrics import ChoiceLogitDifference
+from offkey.models.edits import Edit
+from offkey.models.hooks import tensor_of
+from offkey.models.model import Model
+from offkey.models.outputs import ChoiceLogitDifference
+from offkey.models.sites import Site
 
 __all__ = ["rows_alone", "try_gradients", "try_hooks", "try_padding"]
 
@@ -29,11 +28,10 @@ def try_hooks(model: Model, batch: Batch) -> Check:
     """
     batch, before = batch.to(model.device), _hooks(model)
     sites = _reachable(model)
-    with torch.no_grad(), ExitStack() as stack:
+    with torch.no_grad():
         bare = tensor_of(model.forward(batch)).clone()
-        for site in sites:
-            stack.callback(model.attach(site, lambda x: x).remove)
-        visited = tensor_of(model.forward(batch))
+        with model.hooked(dict.fromkeys(sites, lambda x: x)):
+            visited = tensor_of(model.forward(batch))
 
     error = error_of(visited, bare)
     if not torch.equal(visited, bare):
