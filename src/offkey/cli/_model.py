@@ -57,7 +57,7 @@ def doctor(
 
     [bold]offkey doctor smollm2-135m-instruct[/bold]
     """
-    from offkey.models import doctor as examine
+    from offkey.doctor import doctor as examine
 
     report = examine(o.model_of(model, adapter, "auto", "auto"))
     if as_json:

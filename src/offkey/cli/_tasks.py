@@ -119,7 +119,7 @@ def _refuse_others(path: Path, prompts: "Prompts") -> None:
 
 
 def _organism(task: str) -> str | None:
-    from offkey.models import adapter_folder
+    from offkey.checkpoints import adapter_folder
 
     try:
         adapter_folder(f"bundled:{task}")
