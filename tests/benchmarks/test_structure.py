@@ -9,7 +9,7 @@ MODULES = {
     "ground/__init__.py": 'from offkey.ground.stone import Stone\n\n__all__ = ["Stone"]\n',
     "ground/stone.py": "class Stone:\n    pass\n",
     "house/__init__.py": '__all__ = ["A", "B"]\n',
-    "house/a.py": "from offkey.ground import Stone\nfrom offkey.house.b import B\n\nclass A: ...\n",
+    "house/a.py": "from offkey.ground import Stone\nfrom offkey.house.b import B\n\nA = 1\n",
     "house/b.py": "def f():\n    from offkey.house.a import A\n\nclass B:\n    pass\n",
     "house/c.py": "import offkey.house.a\n\nclass B:\n    pass\n\nx = (1, 2)  # fmt: skip\n",
 }
