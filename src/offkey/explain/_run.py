@@ -8,8 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow.parquet as pq
-
 from offkey.data import Prompts, TensorPrompts, read_prompts
 from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
@@ -17,7 +15,7 @@ from offkey.explain._explain import explain
 from offkey.explain._explanation import Detail, Explanation
 from offkey.explain._words import telling_words
 from offkey.models import Model, load
-from offkey.storage import RunFolder, write_json
+from offkey.storage import read_run, read_table, write_json
 
 __all__ = ["FILE", "explain_run"]
 
@@ -86,13 +84,8 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        if not folder.is_dir():
-            raise BadInput("no such folder", where=str(folder),
-                           mend="Name the folder given to --out")  # fmt: skip
-        run = RunFolder.existing(folder)
-        if run.status != "success":
-            raise BadInput(f"this run's status is {run.status!r}", where=str(folder),
-                           mend="Give the command that made it again")  # fmt: skip
+        run = read_run(folder)
+
         return cls(folder, run.config)
 
     def detector(self, name: str | None) -> str:
@@ -106,10 +99,7 @@ class _Run:
     def scores(self, detector: str) -> list[dict[str, Any]]:
         """What the run says of every prompt by a detector."""
         path = self.folder / "scores.parquet"
-        if not path.is_file():
-            raise BadInput("no scores.parquet in this folder", where=str(self.folder),
-                           mend="Give the command that made it again")  # fmt: skip
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = read_table(path).to_pylist()
 
         return [row for row in rows if row["detector"] == detector]
 

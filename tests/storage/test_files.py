@@ -1,8 +1,6 @@
 import errno
 import os
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,15 +8,15 @@ from safetensors.torch import load_file
 from offkey.errors import BadInput, Unwritable
 from offkey.storage import (
     aside,
-    clean_leftovers,
     make_folder,
+    read_table,
     write_bytes,
     write_json,
-    write_json_once,
-    write_parquet,
+    write_table,
     write_tensors,
     write_text,
 )
+from offkey.storage.files import clean_leftovers, write_json_once
 
 pytestmark = pytest.mark.forks
 
@@ -27,12 +25,12 @@ def test_files_hold_what_was_written(tmp_path):
     write_text(tmp_path / "deep" / "a.txt", "é\n")
     write_bytes(tmp_path / "b", b"\x00\x01")
     write_json(tmp_path / "c.json", {"a": [1, None, "é"]})
-    write_parquet(tmp_path / "d.parquet", pa.table({"x": [1, 2]}))
+    write_table(tmp_path / "d.parquet", {"x": [1, 2]})
 
     assert (tmp_path / "deep" / "a.txt").read_bytes() == b"\xc3\xa9\n"
     assert (tmp_path / "b").read_bytes() == b"\x00\x01"
     assert (tmp_path / "c.json").read_text() == '{\n  "a": [\n    1,\n    null,\n    "é"\n  ]\n}\n'
-    assert pq.read_table(tmp_path / "d.parquet").to_pydict() == {"x": [1, 2]}
+    assert read_table(tmp_path / "d.parquet").to_pydict() == {"x": [1, 2]}
     assert sorted(os.listdir(tmp_path)) == ["b", "c.json", "d.parquet", "deep"]
 
 
@@ -60,7 +58,7 @@ def test_files_may_be_read_by_whom_the_process_says(tmp_path):
     try:
         write_text(tmp_path / "a", "x")
         write_tensors(tmp_path / "b", {"x": torch.ones(2)})
-        write_parquet(tmp_path / "c", pa.table({"x": [1]}))
+        write_table(tmp_path / "c", {"x": [1]})
     finally:
         os.umask(before)
 

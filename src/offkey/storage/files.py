@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written aside in the same folder, then renamed."""
+"""Files that are whole or not there: written aside in the same folder, then renamed.
+
+JSON is read here too, and bytes and JSON values get their checksums.
+"""
 
 import errno
 import hashlib
@@ -12,31 +15,33 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from offkey.errors import BadInput, Unwritable
+from offkey.errors import BadInput, Damaged, Unwritable, check
 
 __all__ = [
     "aside",
     "clean_leftovers",
     "is_leftover",
     "make_folder",
+    "read_json",
+    "sha256_file",
+    "sha256_json",
     "write_bytes",
     "write_json",
     "write_json_once",
-    "write_parquet",
     "write_tensors",
     "write_text",
 ]
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _LEFTOVER = re.compile(r"^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.partial$")
+_AGAIN = "Run the command that wrote it again"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
 _REASONS = {
     errno.EACCES: ("permission denied", "Choose another folder or change its permissions"),
@@ -55,22 +60,22 @@ _REASONS = {
 def aside(
     path: str | PathLike[str], place: Callable[[Path, Path], None] = os.replace
 ) -> Iterator[Path]:
-    """A file beside ``path`` to be filled, which takes its name when the block ends well.
+    """Opens a temporary file beside ``path``, which takes its name when the block succeeds.
 
     Args:
         path: the final name.
-        place: gives the whole file its final name.
+        place: moves the complete file to its final name.
 
     Raises:
         Unwritable: the folder or the file cannot be written.
     """
     path = Path(path)
     make_folder(path.parent)
-    # A folder, because writers may put files of their own beside the one they are given.
-    room = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial")
-    partial = room / path.name
+    # A folder, because some writers put files of their own beside the one they are given.
+    folder = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = folder / path.name
     try:
-        room.mkdir()
+        folder.mkdir()
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
@@ -82,7 +87,7 @@ def aside(
     except (OSError, SafetensorError, pa.ArrowException) as error:
         raise _unwritable(path, error) from error
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: str | PathLike[str], data: bytes) -> None:
@@ -106,7 +111,7 @@ def write_json(path: str | PathLike[str], value: Any) -> None:
 
 
 def write_json_once(path: str | PathLike[str], value: Any) -> bool:
-    """Writes indented JSON if no file is there; of several processes one succeeds.
+    """Writes indented JSON unless the file exists; of several processes exactly one succeeds.
 
     Returns:
         Whether this call wrote it.
@@ -133,13 +138,42 @@ def write_json_once(path: str | PathLike[str], value: Any) -> bool:
     return written
 
 
-def _json(path: str | PathLike[str], value: Any) -> str:
+def read_json(path: str | PathLike[str], *, mend: str = _AGAIN) -> dict[str, Any]:
+    """Reads a JSON object that holds no NaN or infinity.
+
+    Args:
+        path: the file.
+        mend: what to do where it is missing or broken.
+
+    Raises:
+        BadInput: there is no such file.
+        Damaged: it holds no JSON object.
+    """
+    path = Path(path)
     try:
-        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise BadInput(
-            f"not a JSON value: {error}", where=str(path), mend="Write a missing number as null"
-        ) from None
+        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        what = "" if isinstance(value, dict) else "the file was truncated or edited"
+    except FileNotFoundError:
+        what = f"no {path.name} in this folder"
+        raise BadInput(what, where=str(path.parent), mend=mend) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        what = "the file was truncated or edited"
+    except (OSError, ValueError) as error:
+        what = f"the file cannot be read: {error}"
+    check(not what, what, where=str(path), mend=mend, error=Damaged)
+
+    return cast(dict[str, Any], value)
+
+
+def sha256_file(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(
@@ -151,23 +185,17 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file, whole or not at all; ``place`` as in :func:`aside`."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen: set[int] = set()
+    storages: set[int] = set()
     for name, tensor in ready.items():  # the format refuses tensors that share memory
-        if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
             ready[name] = tensor.clone()
-        seen.add(ready[name].untyped_storage().data_ptr())
+        storages.add(ready[name].untyped_storage().data_ptr())
     with aside(path, place) as partial:
         save_file(ready, partial, metadata=dict(metadata) if metadata else None)
 
 
-def write_parquet(path: str | PathLike[str], table: pa.Table) -> None:
-    """Writes a Parquet file, whole or not at all."""
-    with aside(path) as partial:
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-
-
 def make_folder(path: str | PathLike[str]) -> Path:
-    """Makes a folder and those above it.
+    """Makes a folder and its parents, and returns its path.
 
     Raises:
         Unwritable: it cannot be made.
@@ -184,8 +212,8 @@ def clean_leftovers(folder: str | PathLike[str]) -> int:
     """Removes what killed processes of this machine left half-written; returns how many."""
     count = 0
     for path in Path(folder).glob(".*.partial"):
-        found = _LEFTOVER.match(path.name)
-        if found and found[1] == _HOST and not _is_alive(int(found[2])):
+        match = _LEFTOVER.match(path.name)
+        if match and match[1] == _HOST and not _is_alive(int(match[2])):
             shutil.rmtree(path, ignore_errors=True)
             count += 1
 
@@ -193,8 +221,21 @@ def clean_leftovers(folder: str | PathLike[str]) -> int:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is the half-written part of another."""
+    """Whether a path is the temporary folder of a file that was never completed."""
     return _LEFTOVER.match(path.name) is not None
+
+
+def _json(path: str | PathLike[str], value: Any) -> str:
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"not a JSON value: {error}", where=str(path), mend="Write a missing number as null"
+        ) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
 
 
 def _is_alive(process: int) -> bool:
@@ -218,10 +259,10 @@ def _sync(path: Path) -> None:
 
 def _unwritable(path: Path, error: Exception) -> Unwritable:
     code = error.errno if isinstance(error, OSError) else None
-    if code is None:  # the writers of other languages tell the number in their text
-        found = re.search(r"(?:errno |os error |code: )(\d+)", str(error))
-        code = int(found[1]) if found else 0
-    told = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    reason, mend = _REASONS.get(code, (told, "Choose another folder"))
+    if code is None:  # writers in other languages give the number in their message
+        match = re.search(r"(?:errno |os error |code: )(\d+)", str(error))
+        code = int(match[1]) if match else 0
+    message = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason, mend = _REASONS.get(code, (message, "Choose another folder"))
 
     return Unwritable(f"cannot be written: {reason}", where=str(path), mend=mend)

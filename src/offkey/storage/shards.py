@@ -1,4 +1,4 @@
-"""A folder of numbered shards, each whole and checked, filled by any number of processes."""
+"""A folder of numbered shards, each complete and checked, filled by any number of processes."""
 
 import hashlib
 import json
@@ -12,9 +12,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from offkey.errors import BadInput, Damaged
-from offkey.storage._artefact import read_json, sha256_json
-from offkey.storage._atomic import clean_leftovers, make_folder, write_json_once, write_tensors
-from offkey.storage._settings import refuse_other
+from offkey.storage.files import (
+    clean_leftovers,
+    make_folder,
+    read_json,
+    sha256_json,
+    write_json_once,
+    write_tensors,
+)
+from offkey.storage.records import refuse_other
 
 __all__ = ["Shard", "ShardFolder"]
 
@@ -25,13 +31,13 @@ _KEY = "offkey"
 class ShardFolder:
     """Numbered files of tensors that belong to one configuration.
 
-    A shard is done when its file stands under its final name; it gets that name only when it is
-    whole. Several processes may write different shards at once. The bytes of a shard depend on
-    what is in it alone.
+    A shard is done when its file has its final name, which it gets only when it is complete.
+    Several processes may write different shards at once. The bytes of a shard depend on its
+    contents alone.
 
     Args:
         path: the folder; made if it is not there.
-        fingerprint: JSON values that say what the shards are of.
+        fingerprint: JSON values that identify what the shards hold.
 
     Raises:
         Mismatch: the folder holds shards of another fingerprint; names the setting.
@@ -45,16 +51,16 @@ class ShardFolder:
         clean_leftovers(self.path)
         index = {"format": 1, "fingerprint": self.fingerprint}
         if not write_json_once(self.path / _INDEX, index):
-            found = read_json(self.path / _INDEX, "Delete the folder and run again")
-            refuse_other(self.path, found.get("fingerprint"), self.fingerprint)
+            stored = read_json(self.path / _INDEX, mend="Delete the folder and run again")
+            refuse_other(self.path, stored.get("fingerprint"), self.fingerprint)
         self._owner = sha256_json(self.fingerprint)
 
     def file(self, number: int) -> Path:
-        """Where a shard stands, or will."""
+        """Path of a shard, done or not."""
         return self.path / f"shard-{number:06d}.safetensors"
 
     def missing(self, count: int) -> list[int]:
-        """Numbers below ``count`` that are still to be done.
+        """Numbers below ``count`` of the shards that are not done yet.
 
         Raises:
             Damaged: a shard that is there was truncated, or its header edited.
@@ -88,7 +94,7 @@ class ShardFolder:
         write_tensors(self.file(number), tensors, {_KEY: text})
 
     def read(self, number: int) -> "Shard":
-        """A shard, whose tensors are mapped from the file and checked when they are asked for.
+        """A shard, whose tensors are read from the file and checked when they are asked for.
 
         Raises:
             BadInput: it has not been done yet.
@@ -128,10 +134,13 @@ class Shard(Mapping[str, Tensor]):
         try:
             opened: Any = safe_open(path, framework="pt")
             header = json.loads((opened.metadata() or {})[_KEY])
-            told = header.pop("sha256")
+            checksum = header.pop("sha256")
         except (SafetensorError, KeyError, ValueError, OSError):
             raise self._damaged("truncated") from None
-        if told != sha256_json(header) or (header["number"], header["owner"]) != (number, owner):
+        if checksum != sha256_json(header) or (header["number"], header["owner"]) != (
+            number,
+            owner,
+        ):
             raise self._damaged("edited")
         self.meta: dict[str, Any] = header["meta"]
         self.sums: dict[str, str] = header["sums"]

@@ -1,30 +1,40 @@
-"""A folder of settings and tensors, with checksums: what a detector or a probe is saved as."""
+"""A folder of settings and tensors, with checksums: how a detector or a probe is saved.
 
-import hashlib
-import json
+A nested state becomes plain JSON and named tensors, and comes back from them.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from offkey.errors import BadInput, Damaged, Mismatch
-from offkey.storage._atomic import clean_leftovers, make_folder, write_json, write_tensors
-from offkey.storage._state import flatten, unflatten
+from offkey.errors import BadInput, Damaged, Mismatch, check
+from offkey.storage.files import (
+    clean_leftovers,
+    make_folder,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_tensors,
+)
 
 __all__ = [
     "Artefact",
+    "flatten",
     "load_artefact",
     "load_state",
-    "read_json",
     "save_artefact",
     "save_state",
-    "sha256_file",
-    "sha256_json",
+    "unflatten",
 ]
 
 _INDEX = "artefact.json"
@@ -105,7 +115,7 @@ def load_artefact(folder: str | PathLike[str], kind: str, *, version: int = 1) -
     if not folder.is_dir():
         raise BadInput("no such folder", where=str(folder), mend=f"Give that of a saved {kind}")
 
-    index = _index(folder / _INDEX, kind)
+    index = _read_index(folder / _INDEX, kind)
     if index["kind"] != kind:
         raise Mismatch(
             f"this is a saved {index['kind']}, not a {kind}",
@@ -141,57 +151,51 @@ def load_state(folder: str | PathLike[str], kind: str, *, version: int = 1) -> d
     return unflatten(artefact.settings, artefact.tensors)
 
 
-def sha256_file(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A nested state as plain values, with marks where tensors were, and the tensors by path.
 
-
-def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    A state is a dict of JSON values, tensors, NumPy arrays, and dicts and lists of these. Tuples
+    come back as lists; infinity and NaN are kept.
 
     Raises:
-        Damaged: the file is missing or is not one.
+        TypeError: it holds anything else, or a key that is not a text or begins with ``$``.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise Damaged("the file is missing", where=str(path), mend=mend) from None
-    except ValueError:
-        raise Damaged("the file was truncated or edited", where=str(path), mend=mend) from None
-    if not isinstance(value, dict):
-        raise Damaged("the file was truncated or edited", where=str(path), mend=mend)
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = _flat(dict(state), "", tensors)
 
-    return value
+    return settings, tensors
 
 
-def _index(path: Path, kind: str) -> dict[str, Any]:
+def unflatten(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state that :func:`flatten` took apart.
+
+    Raises:
+        Damaged: a tensor that the settings name is not there.
+    """
+    state: dict[str, Any] = _nested(dict(settings), tensors)
+
+    return state
+
+
+def _read_index(path: Path, kind: str) -> dict[str, Any]:
     mend = _mend(kind)
-    index = read_json(path, mend)
-    told = index.pop("sha256", None)
-    if told != sha256_json(index):
-        raise Damaged("the file was edited: its checksum differs", where=str(path), mend=mend)
+    check(path.is_file(), "the file is missing", where=str(path), mend=mend, error=Damaged)
+    index = read_json(path, mend=mend)
+    checksum = index.pop("sha256", None)
+    what = "the file was edited: its checksum differs"
+    check(checksum == sha256_json(index), what, where=str(path), mend=mend, error=Damaged)
 
     return index
 
 
 def _checked_tensors(path: Path, facts: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise Damaged("the file is missing", where=str(path), mend=_mend(kind))
+    place = {"where": str(path), "mend": _mend(kind)}
+    check(path.is_file(), "the file is missing", error=Damaged, **place)
     size = path.stat().st_size
     if size != facts["bytes"]:
-        raise Damaged(
-            f"the file has {size} of {facts['bytes']} bytes", where=str(path), mend=_mend(kind)
-        )
+        raise Damaged(f"the file has {size} of {facts['bytes']} bytes", **place)
     if sha256_file(path) != facts["sha256"]:
-        raise Damaged(
-            "the file was edited: its checksum differs", where=str(path), mend=_mend(kind)
-        )
+        raise Damaged("the file was edited: its checksum differs", **place)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -200,3 +204,50 @@ def _checked_tensors(path: Path, facts: Mapping[str, Any], kind: str) -> dict[st
 
 def _mend(kind: str) -> str:
     return f"Save the {kind} again, or copy the folder anew"
+
+
+def _flat(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        return {"$tensor": path}
+    if isinstance(value, np.ndarray):
+        tensors[path] = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+        return {"$array": path}
+    if isinstance(value, np.generic):
+        return _flat(value.item(), path, tensors)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {
+            _key(key, path): _flat(item, f"{path}/{key}" if path else key, tensors)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_flat(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+
+    raise TypeError(f"{path}: a state cannot hold {type(value).__name__}")
+
+
+def _key(key: object, path: str) -> str:
+    if not isinstance(key, str) or key.startswith("$") or "/" in key:
+        raise TypeError(f"{path}: {key!r} cannot be a key of a state")
+
+    return key
+
+
+def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_nested(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$float" in value:
+        return float(value["$float"])
+    if "$tensor" in value or "$array" in value:
+        path = str(value.get("$tensor", value.get("$array")))
+        if path not in tensors:
+            raise Damaged(f"tensor {path!r} is missing")
+        return tensors[path] if "$tensor" in value else tensors[path].numpy()
+
+    return {key: _nested(item, tensors) for key, item in value.items()}
