@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
-from offkey.cli._print import print_rows
+from offkey.cli import options as o
+from offkey.cli.application import app
+from offkey.cli.printing import print_rows
 
 __all__: list[str] = []
 
