@@ -74,7 +74,7 @@ def explain(
     )
     page = write_report(folder, redact=redact) if told else None
     if as_json:
-        rows = [row.as_dict() for row in told]
+        rows = [row.as_json() for row in told]
         typer.echo(json.dumps({"report": page and str(page), "prompts": rows}))
         return
     if not told:
