@@ -1,20 +1,15 @@
-"""The model under test: find and load it, name its sites, read, edit and differentiate there.
+"""The model under test: load it, name its sites, read, edit and differentiate there.
 
 A :class:`Pass` is one batch in a model; ``Model.read``, ``run``, ``generate`` and ``steps`` are
 short functions over it. Several threads may use one model. What its outputs say is in one
 vocabulary: :func:`last_logits`, :func:`preferred_answer`, :func:`choice_logits`, :func:`kl`.
 """
 
-from offkey.models._adapters import adapter_folder, bundled_adapters
-from offkey.models._bundled import bundled_models
-from offkey.models._cache import cache_folder
-from offkey.models._check import Check
-from offkey.models._doctor import DoctorReport, doctor
-from offkey.models._load import load
 from offkey.models.edits import Edit, PassContext
 from offkey.models.families import FAMILIES, Family
 from offkey.models.generation import CachedPrefix, Generation, Step, Steps
 from offkey.models.hooks import Hook
+from offkey.models.loading import load
 from offkey.models.model import Model, TextReadings
 from offkey.models.outputs import (
     ChoiceLogitDifference,
@@ -38,9 +33,7 @@ from offkey.models.sites import Site
 __all__ = [
     "FAMILIES",
     "CachedPrefix",
-    "Check",
     "ChoiceLogitDifference",
-    "DoctorReport",
     "Edit",
     "Family",
     "Generation",
@@ -60,13 +53,8 @@ __all__ = [
     "Steps",
     "TextReadings",
     "TopLogProb",
-    "adapter_folder",
-    "bundled_adapters",
-    "bundled_models",
-    "cache_folder",
     "choice_logits",
     "default_metric",
-    "doctor",
     "kl",
     "last_logits",
     "load",

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from offkey.checkpoints import fingerprint as fingerprint_of
 from offkey.data import Batch, Prompts, pack
 from offkey.errors import BadValue
 from offkey.models.edits import Edit
@@ -66,8 +66,7 @@ class Model(Network):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over configuration and parameters."""
-        compute = import_module("offkey.models._fingerprint").fingerprint
-        return cast(str, compute(self.module))
+        return fingerprint_of(self.module)
 
     def passing(self, batch: Batch, edits: Sequence[Edit] = (), *, graph: bool = False) -> Pass:
         """A pass over a batch, to be opened by ``with`` and run as often as wanted.
