@@ -244,7 +244,7 @@ class _Editing:
             raise self._misfit(BadValue, "a schedule exists only in generation")
         numbers = context.numbers - context.prompt[:, None].to(context.numbers.device)
         numbers = numbers[:, -self.x.shape[1] :].cpu()
-        share_of = {n: float(schedule(n)) for n in numbers.unique().tolist()}
+        share_of = {n: float(schedule(n)) for n in set(numbers.flatten().tolist())}
         shares = torch.tensor([[share_of[n] for n in row] for row in numbers.tolist()])
         share = shares.to(self.x.device).view(*shares.shape, *[1] * (self.x.ndim - 2))
         part = (self.x + share * (new - self.x)).to(self.x.dtype)

@@ -151,7 +151,7 @@ class Steps:
         if not groups:
             raise StopIteration
         readings = [self._run(rows) for rows in groups]
-        rows = _together(groups, self.network)
+        rows = _together(groups)
         logits = torch.cat([_logits(reading) for reading in readings])
         tokens = self._sampler(logits, rows.prompts.ids)
         numbers = tuple(len(self.tokens[name]) for name in rows.prompts.ids)
@@ -324,17 +324,17 @@ def _some(rows: _Rows, keep: Sequence[bool]) -> _Rows:
     chunk, prompts = rows.chunk.select(kept), rows.prompts.select(kept)
     assert chunk.mask is not None
     spare = int(chunk.mask.int().argmax(1).min())
-    chunk = replace(chunk, mask=chunk.mask[:, spare:])
+    mask = chunk.mask[:, spare:]
+    total = mask.shape[1] - 1
     _check_cache(rows.cache)
-    total = chunk.mask.shape[1] - 1
     for layer in rows.cache.layers:
         width = min(layer.keys.shape[-2], total)
         _store(layer, layer.keys[kept][:, :, -width:], layer.values[kept][:, :, -width:], total)
 
-    return _Rows(prompts, chunk, rows.cache, rows.lengths[kept])
+    return _Rows(prompts, replace(chunk, mask=mask), rows.cache, rows.lengths[kept])
 
 
-def _together(groups: Sequence[_Rows], network: Network) -> _Rows:
+def _together(groups: Sequence[_Rows]) -> _Rows:
     """Groups that were run, as one; shorter rows are padded on the left."""
     if len(groups) == 1:
         return groups[0]

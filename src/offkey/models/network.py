@@ -266,29 +266,30 @@ class Network:
 
     @cached_property
     def _block_output(self) -> tuple[Any, ...] | None:
-        """What a block returns beside the residual; ``None`` where that is all it returns."""
+        """What a block returns beside the residual; ``None`` where that is all it returns.
+
+        Found by running the first block on one token.
+        """
         assert self.wiring is not None
-        outputs: list[Any] = []
         thread = threading.get_ident()
 
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
+        def stop(_: nn.Module, __: Any, output: Any) -> None:
             if threading.get_ident() == thread:
-                outputs.append(output)
+                raise _FirstBlock(output)
 
-        handle = self.wiring.blocks[0].module.register_forward_hook(keep)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        handle = self.wiring.blocks[0].module.register_forward_hook(stop)
         try:
             with unhooked(), torch.no_grad():
-                token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
                 self.top(input_ids=token, use_cache=False)
+        except _FirstBlock as found:
+            output = found.output
         finally:
             handle.remove()
-        (output,) = outputs
         if isinstance(output, Tensor):
             return None
 
-        return tuple(
-            None if isinstance(part, Tensor) and n else part for n, part in enumerate(output)
-        )
+        return (output[0], *(None if isinstance(part, Tensor) else part for part in output[1:]))
 
     def _called(self, batch: Batch, logits_to_keep: int | None, extra: Mapping[str, Any]) -> Any:
         if batch.mask is None:
@@ -334,6 +335,14 @@ class Network:
             if path in modules:
                 return modules[path]
         raise KeyError(path)
+
+
+class _FirstBlock(Exception):
+    """The first block has been run."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
 
 
 def _note(site: Site, x: Tensor) -> None:

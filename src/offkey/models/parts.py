@@ -26,7 +26,6 @@ class _Heads:
     z: Float[Tensor, "batch token head d_head"]
     projected: Tensor | None = None
     parts: Float[Tensor, "batch token head d"] | None = None
-    rest: Tensor | None = None
 
 
 class HeadParts:
@@ -75,19 +74,18 @@ class HeadParts:
     def _shown(self, whole: Tensor, hook: Hook) -> Tensor | None:
         """Calls a hook on the parts; what it changes there is added to the whole."""
         heads = self._heads()
-        if heads.parts is None or heads.rest is None:
-            heads.parts, heads.rest = self.split(heads.z, heads.projected)
+        if heads.parts is None:
+            heads.parts, _ = self.split(heads.z, heads.projected)
         before = heads.parts
         new = hook(before)
         if new is None:
             return None
         heads.parts = new
-        moved = (new - before.detach()).sum(-2).to(whole.dtype)
-        if not (torch.is_grad_enabled() and new.requires_grad):
-            return whole + moved
+        if new.is_leaf and new.requires_grad:
+            # Gradients are wanted there; all others go through the whole, as they always do.
+            before = new.detach()
 
-        # Gradients go through the parts; the whole is bitwise what it was where they are.
-        return whole.detach() + (moved + (heads.rest - heads.rest.detach()))
+        return whole + (new - before).sum(-2).to(whole.dtype)
 
     def split(
         self, z: Float[Tensor, "*rows head d_head"], x: Float[Tensor, "*rows d"] | None
@@ -118,7 +116,7 @@ class HeadParts:
         weight = _weight(self.o_proj)
         bias = self.o_proj(torch.zeros_like(z[:1, :1]).flatten(-2))
         if weight is not None:
-            by_head = weight.unflatten(0, (self.n_heads, -1))
+            by_head = weight.reshape(self.n_heads, -1, weight.shape[-1])
             return torch.einsum("...hk,hkd->...hd", z, by_head), bias
         alone = torch.diag_embed(z.movedim(-2, -1)).movedim(-3, -1)
 

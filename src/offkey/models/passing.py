@@ -470,7 +470,8 @@ def _tracked(site: Site, x: Tensor) -> Tensor:
     them would change how products are folded, and with it the last bits.
     """
     torch.set_grad_enabled(True)
-    if x.requires_grad:
+    # What heads add is no tensor of the model's own: no other gradient goes through it.
+    if x.requires_grad and site.kind != "head_out":
         return x
     # The residual between attention and MLP goes on past the hook in the same tensor.
     return (x if site.kind == "resid_mid" else x.detach()).requires_grad_()
