@@ -29,12 +29,14 @@ from offkey.storage._settings import first_difference
 from offkey.storage._shards import Shard, ShardFolder
 from offkey.storage._state import flatten, unflatten
 from offkey.storage._tables import read_table, write_results, write_table
+from offkey.storage.stateful import Stateful
 
 __all__ = [
     "Artefact",
     "RunFolder",
     "Shard",
     "ShardFolder",
+    "Stateful",
     "Status",
     "aside",
     "clean_leftovers",
