@@ -9,8 +9,8 @@ from offkey.data import Prompts, pack
 from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import CrossProbe, Probe, fit_probe
 from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
+from offkey.probes import CrossFittedProbe, Probe, fit_probe
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -97,7 +97,7 @@ def test_what_the_probe_reads_of_the_answer_does_not_shift(share):
     model = Model(module, tokenizer=object(), name="linear")
     feature = prepared(get_feature("probe-shift", sites="resid_post.2"), model)
     read_out = (module.lm_head.weight[5] - module.lm_head.weight[3]).detach().double()
-    probe = CrossProbe((Probe(share * read_out, 0.3, 1.0),))
+    probe = CrossFittedProbe((Probe(share * read_out, 0.3, 1.0),))
     feature.probes_["resid_post.2"] = probe.state()
     attribution = prepared(get_feature("attribution"), model)
 

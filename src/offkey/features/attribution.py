@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, Mismatch, NotEnoughData, UnknownName
-from offkey.features._feature import Feature, Learner
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Metric, Model, Reading, Site, TopLogProb
 from offkey.passes import Plan
 from offkey.stats import Moments

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._graph import Graph, run_graph
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
 from offkey.features.attribution import Attribution
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Model, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeShift"]
 
@@ -74,7 +74,7 @@ class ProbeShift(Feature):
         self.sites = sites
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """One forward pass, and one backward pass a probed layer."""
@@ -109,7 +109,7 @@ class ProbeShift(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
     def learner(self, model: Model) -> Learner:
         """Takes the mean of each head and trains a probe at each residual."""
@@ -155,7 +155,7 @@ class ProbeShift(Feature):
         assert site.block is not None
         before = [head for head in heads if head.block is not None and head.block <= site.block]
         away = to_answer.clone()
-        probe = CrossProbe.from_state(self.probes_[str(site)])
+        probe = CrossFittedProbe.from_state(self.probes_[str(site)])
         away[:, -1] -= probe.weights(graph.batch.ids).to(away)
         grads = graph.gradients(graph.tensors[site], before, away)
         values = {head: graph.last(head) for head in before}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from offkey.dictionaries import Dictionary, check_fits, dictionary_folder, load_dictionary
 from offkey.errors import BadValue, Mismatch
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import sha256_file

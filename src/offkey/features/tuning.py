@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.volume import KLCost, later_half, radii, typical_radius
