@@ -31,9 +31,11 @@ class TestProbesElsewhere(FeatureContract):
     @pytest.fixture(params=["mean", (-2, -1)], ids=str)
     def make(self, request):
         return lambda: get_feature(
-            "probe-trajectory", sites=("embed", "mlp_out.1"), positions=request.param,
+            "probe-trajectory",
+            sites=("embed", "mlp_out.1"),
+            positions=request.param,
             penalties=(0.1,),
-        )  # fmt: skip
+        )
 
 
 def test_the_trajectory_is_each_probe_on_its_layer(model):
@@ -111,8 +113,14 @@ def judged(count, *, seed, lying=0.0, target=True):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, count)
     lies = (rng.random(count) < lying).astype(int)
-    x = np.concatenate([(2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
-                        3.0 * lies[:, None], rng.normal(size=(count, 3))], 1)  # fmt: skip
+    x = np.concatenate(
+        [
+            (2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
+            3.0 * lies[:, None],
+            rng.normal(size=(count, 3)),
+        ],
+        1,
+    )
     columns = {"id": [f"{seed}-{n}" for n in range(count)], "label": lies.tolist()}
     if target:
         columns["target"] = truth.tolist()

@@ -112,13 +112,17 @@ def test_by_default_every_fourth_block_of_the_later_half_is_probed():
     feature = get_feature("probe-shift")
     assert [str(site) for site in feature.sites_on(model)] == ["resid_post.5", "resid_post.9"]
     assert [str(site) for site in feature.learning_plan(model).reads] == [
-        *(f"z.{n}" for n in range(10)), "resid_post.5", "resid_post.9",
-    ]  # fmt: skip
+        *(f"z.{n}" for n in range(10)),
+        "resid_post.5",
+        "resid_post.9",
+    ]
 
 
 def test_a_detector_runs_it_and_needs_no_targets_to_score(model):
-    rows = {"prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
-            "choices": [[" w3", " w5"]] * 80}  # fmt: skip
+    rows = {
+        "prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
+        "choices": [[" w3", " w5"]] * 80,
+    }
     trusted = Prompts({**rows, "target": [n % 2 for n in range(80)]})
     detector = Detector("probe-shift", "knn", alpha=0.2).fit(model, trusted)
     test = Prompts({**rows, "prompt": [f"w{n % 59} w{n % 9} w1" for n in range(80)]})

@@ -71,9 +71,8 @@ def latent_shares(
     often = (trusted > 0).double().mean(0)
     found = ((active > 0) & (often <= rare)).nonzero()[:, 0].tolist()
     found = sorted(found, key=lambda n: (float(often[n]), -float(active[n])))[:count]
-    said = promoted_tokens(
-        model, dictionary.decoder[torch.tensor(found, dtype=torch.long)].cpu(), 3
-    )
+    directions = dictionary.decoder[torch.tensor(found, dtype=torch.long)].cpu()
+    promoted = promoted_tokens(model, directions, 3)
 
     return tuple(
         LatentShare(
@@ -83,7 +82,7 @@ def latent_shares(
             trusted=float(often[n]),
             promotes=tokens,
         )
-        for n, tokens in zip(found, said, strict=True)
+        for n, tokens in zip(found, promoted, strict=True)
     )
 
 

@@ -75,11 +75,16 @@ class Functional(Feature):
         seed: int = 0,
     ) -> None:
         if kernel not in get_args(KernelName):
-            raise BadValue(f"unknown kernel {kernel!r}", where=f"feature {self.name}",
-                           mend="Use " + ", ".join(get_args(KernelName)))  # fmt: skip
+            raise BadValue(
+                f"unknown kernel {kernel!r}",
+                where=f"feature {self.name}",
+                mend="Use " + ", ".join(get_args(KernelName)),
+            )
         if draws < 2 or width < 2 or sampling < 1 or not (scale is None or scale > 0):
-            raise BadValue("needs two draws, a width of two, a sampling prompt, a positive scale",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs two draws, a width of two, a sampling prompt, a positive scale",
+                where=f"feature {self.name}",
+            )
         self.kernel, self.draws, self.scale, self.width = kernel, draws, scale, width
         self.sampling, self.answers, self.seed = sampling, answers, seed
         self.learns = kernel == "sgld"

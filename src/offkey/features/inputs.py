@@ -76,5 +76,8 @@ class Length(Feature):
 
 def _tokens_needed(feature: Feature, model: Model) -> None:
     if model.tokenizer is None:
-        raise BadValue("counts tokens, and this model reads none", where=f"feature {feature.name}",
-                       mend="Use activations")  # fmt: skip
+        raise BadValue(
+            "counts tokens, and this model reads none",
+            where=f"feature {feature.name}",
+            mend="Use activations",
+        )

@@ -87,8 +87,9 @@ class Energy(OutputFeature):
 
     def __init__(self, over: Over = "choices") -> None:
         if over not in get_args(Over):
-            raise BadValue(f"{over!r} is neither choices nor vocabulary",
-                           where=f"feature {self.name}, over")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is neither choices nor vocabulary", where=f"feature {self.name}, over"
+            )
         self.over = over
 
     def number(

@@ -99,10 +99,9 @@ class ProbeTrajectory(Feature):
     def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The log-odds by each probe, as one vector a prompt."""
         self.need_learned()
+        probes = {site: CrossFittedProbe.from_state(s) for site, s in self.probes_.items()}
         odds = [
-            CrossFittedProbe.from_state(self.probes_[str(site)])(
-                value.flatten(1), reading.batch.ids
-            )
+            probes[str(site)](value.flatten(1), reading.batch.ids)
             for site, value in reading.values.items()
         ]
 

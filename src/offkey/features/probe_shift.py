@@ -80,8 +80,11 @@ class ProbeShift(Feature):
         """One forward pass, and one backward pass a probed layer."""
         Attribution("mean").plan(model)
 
-        return Plan(extra_forwards=1, extra_backwards=len(self.sites_on(model)),
-                    needs=frozenset({"choices"}))  # fmt: skip
+        return Plan(
+            extra_forwards=1,
+            extra_backwards=len(self.sites_on(model)),
+            needs=frozenset({"choices"}),
+        )
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:
         """The residuals that are probed."""
@@ -91,8 +94,11 @@ class ProbeShift(Feature):
         sites = model.sites_at(self.sites)
         for site in sites:
             if site.kind != "resid_post":
-                raise BadValue("it is not the residual after a block", where=f"site {site}",
-                               mend="Use resid_post.* or some of them")  # fmt: skip
+                raise BadValue(
+                    "it is not the residual after a block",
+                    where=f"site {site}",
+                    mend="Use resid_post.* or some of them",
+                )
 
         return sites
 
@@ -179,6 +185,8 @@ def _check_two_choices(batch: Batch, who: str) -> None:
     wrong = counts != 2
     if bool(wrong.any()):
         row = int(wrong.int().argmax())
-        raise BadInput(f"it has {int(counts[row])} choices, and the shift is of two",
-                       where=f"feature {who}, prompt {batch.ids[row]}",
-                       mend="Give the prompts two choices")  # fmt: skip
+        raise BadInput(
+            f"it has {int(counts[row])} choices, and the shift is of two",
+            where=f"feature {who}, prompt {batch.ids[row]}",
+            mend="Give the prompts two choices",
+        )

@@ -1,7 +1,8 @@
 """Probes: what can be read linearly off activations.
 
-A probe is trained on trusted prompts whose true answer is known. Prompts that a probe was trained
-on look surer to it than new ones; :class:`CrossFittedProbe` reads each by a probe that never saw it.
+A probe is trained on trusted prompts whose true answer is known. It is surer of the prompts that
+it was trained on than of new ones; :class:`CrossFittedProbe` reads each by a probe that never saw
+it.
 """
 
 from offkey.probes.linear import (

@@ -34,8 +34,11 @@ class SitesScore(Score):
                 ones, or sites have unlike numbers of rows.
         """
         if missing := [site for site in self.sites_ if site not in x]:
-            raise Mismatch(f"no rows of {missing[0]}", where=self.name,
-                           mend="Give the sites that it was fitted on")  # fmt: skip
+            raise Mismatch(
+                f"no rows of {missing[0]}",
+                where=self.name,
+                mend="Give the sites that it was fitted on",
+            )
         rows = [x[site] for site in self.sites_]
         count = len(rows[0])
         for site, width, given in zip(self.sites_, self.widths_, rows, strict=True):
@@ -76,8 +79,11 @@ class SitesScore(Score):
         for sample in samples:
             self._need(sample, rows)
             if len(set(sample.ids)) < len(sample):
-                raise BadValue("several trusted rows have the same id", where=self.name,
-                               mend="Give one row a prompt")  # fmt: skip
+                raise BadValue(
+                    "several trusted rows have the same id",
+                    where=self.name,
+                    mend="Give one row a prompt",
+                )
         shared = set(samples[0].ids).intersection(*(sample.ids for sample in samples))
         if len(shared) < rows:
             raise NotEnoughData(

@@ -136,8 +136,9 @@ class NetworkScore(TensorScore):
                 validate=held_out_loss,
             )
         except NonFinite as error:
-            raise NonFinite(error.what, where=f"{self.name} {error.where}",
-                            mend="Lower its rate") from error  # fmt: skip
+            raise NonFinite(
+                error.what, where=f"{self.name} {error.where}", mend="Lower its rate"
+            ) from error
 
     @abstractmethod
     def _scale(self, spread: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -177,8 +177,11 @@ class ClassConcordance(SitesScore):
         found = self._aligned(trusted, 2)
         self.classes_, traces = self._parted([part.to(torch.float64) for part in found])
         if not traces.shape[1]:
-            raise NotEnoughData("only the answers vary among the trusted prompts", where=self.name,
-                                mend="Use a larger scale")  # fmt: skip
+            raise NotEnoughData(
+                "only the answers vary among the trusted prompts",
+                where=self.name,
+                mend="Use a larger scale",
+            )
         self.rows_ = traces
 
         return self

@@ -115,8 +115,9 @@ class PyOD(TensorScore):
         with self._guarded("scoring"):
             scores = np.array(self._fitted.decision_function(x.numpy()), dtype=np.float64).ravel()
         if not np.isfinite(scores).all():
-            raise NonFinite("a row was scored with NaN or infinity", where=self.name,
-                            mend="Use another score")  # fmt: skip
+            raise NonFinite(
+                "a row was scored with NaN or infinity", where=self.name, mend="Use another score"
+            )
 
         return torch.from_numpy(scores)
 
