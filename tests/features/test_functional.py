@@ -233,7 +233,7 @@ def halves(count, which, seed):
 
 
 @pytest.mark.parametrize("kernel", ["weight-noise", "sgld", "gradients"])
-@pytest.mark.parametrize("score", ["attribution-top-ccc", "attribution-class-ccc"])
+@pytest.mark.parametrize("score", ["functional-top-ccc", "functional-class-ccc"])
 def test_prompts_of_another_mechanism_score_higher(kernel, score):
     model = two_mechanisms()
     feature = get_feature("functional", kernel=kernel, answers="class" in score)

@@ -18,8 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, MissingExtra, NonFinite, UnknownName, nearest
-from offkey.scores._independence import largest_dependence
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import TensorScore, check_number, largest_dependence
 from offkey.stats import Sample, Statistic
 
 __all__ = ["PyOD", "pyod_names", "pyod_score"]

@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offkey.errors import Mismatch, NotEnoughData
+from offkey.errors import Mismatch, NotEnoughData, check_choice
 from offkey.estimate.activations import TrackedGaussian
-from offkey.scores._score import Score
-from offkey.scores._tensors import TensorScore, check_choice, check_number
+from offkey.scores.score import Score, TensorScore, check_number
 from offkey.stats import Moments, Sample, Statistic
 
 __all__ = ["ActivationModelScore", "JointActivationModel"]
