@@ -344,7 +344,6 @@ def test_a_name_that_is_almost_known(monkeypatch, folder):
 HUB = """
 import torch
 from offkey.errors import Offline
-from offkey.checkpoints import adapters
 from offkey.models import load
 
 first, second = load("some-org/tiny"), load("some-org/tiny", "some-org/tuned", revision="v1")
