@@ -144,7 +144,7 @@ def test_interrupted_it_says_how_to_go_on(large, tmp_path, offkey, monkeypatch):
 
     assert ran.status == 130
     assert ran.out == ""
-    assert ran.err == "stopped; a run goes on when the same command is given again\n"
+    assert ran.err == "stopped; give the same command again to resume the run\n"
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -1,26 +1,29 @@
 """Explaining flags of a finished run."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 from offkey.data import Prompts, TensorPrompts, read_prompts
 from offkey.detect import Detector
-from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
+from offkey.errors import BadInput, BadValue, Mismatch, OffkeyError, UnknownName
 from offkey.explain._explain import explain
-from offkey.explain._explanation import Detail, Explanation
-from offkey.explain._words import telling_words
+from offkey.explain.explanation import (
+    EXPLANATIONS_FILE,
+    Detail,
+    Explanation,
+    Explanations,
+    read_explanations,
+)
+from offkey.explain.words import flagged_words
 from offkey.models import Model, load
 from offkey.storage import read_run, read_table, write_json
 
-__all__ = ["FILE", "explain_run"]
+__all__ = ["explain_run"]
 
-FILE = "explanations.json"
-FORMAT = 1
 MOST = 5
 _TOLD = ("text", "score", "flagged")
 AnyPrompts = Prompts | TensorPrompts
@@ -153,23 +156,10 @@ class _Run:
 
     def keep(self, told: Sequence[Explanation], rows: Sequence[dict[str, Any]]) -> None:
         """Puts explanations beside those that are there already."""
-        path = self.folder / FILE
-        kept = {(row["detector"], row["id"]): row for row in _kept(path)}
-        kept |= {(row.detector, row.id): row.as_dict() for row in told}
+        there = read_explanations(self.folder)
+        kept = {(row.detector, row.id): row for row in (*(there.prompts if there else ()), *told)}
         tested = [row for row in rows if row["role"] == "test" and row["text"]
                   and not math.isnan(row["score"])]  # fmt: skip
-        words = telling_words(*([row[name] for row in tested] for name in _TOLD))
-        write_json(path, {"format": FORMAT, "prompts": list(kept.values()),
-                          "words": [asdict(word) for word in words]})  # fmt: skip
-
-
-def _kept(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows: list[dict[str, Any]] = found["prompts"]
-    except (ValueError, KeyError) as error:
-        raise Damaged(f"not readable ({error})", where=str(path), mend="Delete it") from error
-
-    return rows
+        words = flagged_words(*([row[name] for row in tested] for name in _TOLD))
+        record = Explanations.make(tuple(kept.values()), words)
+        write_json(self.folder / EXPLANATIONS_FILE, record.as_json())

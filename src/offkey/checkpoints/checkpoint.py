@@ -1,24 +1,71 @@
 """A checkpoint: a folder, a file, or a repository of the Hub; never one that is pickled."""
 
+import copy
 import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from offkey.errors import BadInput, Damaged, UnknownName, nearest
-from offkey.models._bundled import bundled_folder, bundled_models
-from offkey.models._device import is_native
-from offkey.models._gguf import quiet, read_gguf
-from offkey.models._hub import TOKENIZER_FILES, commit_of, has_tokenizer, is_reachable, local_names
+from offkey.checkpoints.adapters import adapter_folder, apply_adapter
+from offkey.checkpoints.bundled import bundled_folder, bundled_models
+from offkey.checkpoints.fingerprints import remember
+from offkey.checkpoints.gguf import quiet, read_gguf
+from offkey.checkpoints.hub import (
+    TOKENIZER_FILES,
+    commit_of,
+    has_tokenizer,
+    is_reachable,
+    local_names,
+)
+from offkey.checkpoints.machine import choose_device, choose_dtype, is_native
+from offkey.errors import BadInput, BadValue, Damaged, UnknownName, nearest
 
-__all__ = ["Checkpoint", "Options", "find"]
+__all__ = ["Checkpoint", "LoadSettings", "OpenedModule", "Options", "find", "open_module"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """What a user may ask of a load, as in :func:`offkey.load`."""
+
+    revision: str | None = None
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype = "auto"
+    device_map: Any = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+    def options(self) -> "Options":
+        """The settings with device and dtype chosen for this machine.
+
+        Raises:
+            BadValue: settings that contradict each other or this machine.
+        """
+        if self.device_map is not None and self.device != "auto":
+            mend = "Give one of them"
+            raise BadValue("device and device_map are both given", where="device_map", mend=mend)
+        return Options(
+            device=choose_device(self.device),
+            dtype=choose_dtype(self.dtype),
+            device_map=self.device_map,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+class OpenedModule(NamedTuple):
+    """A module in memory, its tokenizer (``None`` where it has none), and what it is called."""
+
+    module: nn.Module
+    tokenizer: Any
+    name: str
 
 
 @dataclass(frozen=True)
@@ -60,18 +107,21 @@ class Checkpoint:
     has_tokenizer: bool = True
     files: tuple[Path, ...] = field(default=(), repr=False)
 
-    def open(self, options: Options) -> tuple[Any, Any]:
-        """The model and its tokenizer (``None`` where it has none), on the device, frozen."""
+    def open(self, options: Options) -> OpenedModule:
+        """The model on the device, and its tokenizer."""
         with _readable(self.name), quiet():
             if isinstance(self.place, Path) and self.place.is_file():
                 return self._open_gguf(self.place, options)
-            return self._open_safetensors(options), self._tokenizer(options)
+            return OpenedModule(
+                self._open_safetensors(options), self._tokenizer(options), self.name
+            )
 
-    def _open_gguf(self, path: Path, options: Options) -> tuple[Any, Any]:
+    def _open_gguf(self, path: Path, options: Options) -> OpenedModule:
         stored = torch.bfloat16 if is_native(torch.bfloat16, options.device) else torch.float32
         dtype = options.dtype or stored
         unpacked = read_gguf(path)
-        return unpacked.model(dtype, **options.words()), unpacked.tokenizer
+        module = unpacked.model(dtype, **options.words())
+        return OpenedModule(module, unpacked.tokenizer, self.name)
 
     def _open_safetensors(self, options: Options) -> Any:
         from transformers import AutoConfig
@@ -121,6 +171,44 @@ class Checkpoint:
         if isinstance(self.place, str) and not is_reachable():
             words["local_files_only"] = True
         return words
+
+
+def open_module(
+    spec: str | Path | nn.Module,
+    settings: LoadSettings,
+    adapter: str | Path | None = None,
+    *,
+    merge_adapter: bool = True,
+) -> OpenedModule:
+    """Gets a module by whatever a user names, with its adapter, frozen and its dropout off.
+
+    Raises:
+        UnknownName, BadInput, Damaged, Mismatch, Offline, BadValue: as :func:`offkey.load`.
+    """
+    folder = None if adapter is None else adapter_folder(adapter)
+    if isinstance(spec, nn.Module):
+        opened = _as_it_is(spec, settings, copied=folder is not None)
+    else:
+        options, checkpoint = settings.options(), find(spec, settings.revision)
+        opened = checkpoint.open(options)
+        remember(opened.module, checkpoint.files)
+
+    module = opened.module
+    if folder is not None:
+        module = apply_adapter(module, folder, base=opened.name, merge=merge_adapter)
+    return opened._replace(module=module.eval().requires_grad_(False))
+
+
+def _as_it_is(module: nn.Module, settings: LoadSettings, *, copied: bool) -> OpenedModule:
+    for setting, value in vars(settings).items():
+        if value not in (None, False, "auto"):
+            raise BadValue(
+                "a module that is loaded already is taken as it is",
+                where=setting,
+                mend="Move or cast it yourself, or give a name or folder",
+            )
+    name = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
+    return OpenedModule(copy.deepcopy(module) if copied else module, None, name)
 
 
 def find(spec: str | Path, revision: str | None = None) -> Checkpoint:

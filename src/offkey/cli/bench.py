@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 
 if TYPE_CHECKING:
     from offkey.bench import Bench, Organisms
@@ -128,7 +128,7 @@ class _Asked:
         if self.as_json:
             typer.echo(json.dumps({"out": str(self.out), "rows": list(rows)}))
             return
-        from offkey.cli._print import print_rows
+        from offkey.cli.printing import print_rows
 
         shown = [{name: row.get(name) for name in names.split()} for row in rows]
         print_rows(shown, title=title, by=by, hidden=(), most=len(shown))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from offkey.checkpoints.cache import cache_folder, is_whole, publish, say, sha256
+from offkey.checkpoints.gguf import read_gguf
 from offkey.errors import Damaged, MissingExtra, Offline, UnknownName
-from offkey.models._cache import cache_folder, is_whole, publish, say, sha256
-from offkey.models._gguf import read_gguf
 
 __all__ = ["bundled_folder", "bundled_models"]
 

@@ -5,8 +5,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from offkey.checkpoints.bundled import bundled_models
 from offkey.errors import BadInput, Offline, UnknownName
-from offkey.models._bundled import bundled_models
 
 __all__ = [
     "TOKENIZER_FILES",

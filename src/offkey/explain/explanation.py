@@ -1,14 +1,20 @@
-"""What an explanation says: plain values."""
+"""What an explanation holds, and the file of explanations in a run folder."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Self
 
-from offkey.errors import BadValue
+from offkey.detect import Record
+from offkey.errors import Mismatch, check, check_at_least
 
 __all__ = [
+    "EXPLANATIONS_FILE",
     "Detail",
     "Explanation",
+    "Explanations",
+    "FlaggedWord",
     "HeadShare",
     "LatentShare",
     "Neighbour",
@@ -16,7 +22,11 @@ __all__ = [
     "SiteShare",
     "Swap",
     "Token",
+    "read_explanations",
 ]
+
+EXPLANATIONS_FILE = "explanations.json"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,11 @@ class Detail:
 
     def __post_init__(self) -> None:
         for name in ("top", "layers", "nearest", "background"):
-            if getattr(self, name) < 1:
-                raise BadValue(f"{getattr(self, name)} is below 1", where=name)
-        if not 0 <= self.rare <= 1:
-            raise BadValue(f"{self.rare} is not between 0 and 1", where="rare")
+            check_at_least(name, getattr(self, name), 1)
+        check(0 <= self.rare <= 1, f"{self.rare} is not between 0 and 1", where="rare")
 
 
-@dataclass(frozen=True)
-class SiteShare:
+class SiteShare(Record):
     """One site of the detector.
 
     Attributes:
@@ -68,8 +75,7 @@ class SiteShare:
     share: float
 
 
-@dataclass(frozen=True)
-class HeadShare:
+class HeadShare(Record):
     """One attention head.
 
     Attributes:
@@ -89,8 +95,7 @@ class HeadShare:
     standardised: float | None
 
 
-@dataclass(frozen=True)
-class LatentShare:
+class LatentShare(Record):
     """One latent of a sparse autoencoder.
 
     Attributes:
@@ -108,16 +113,14 @@ class LatentShare:
     promotes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(Record):
     """A token and its probability in a read-out."""
 
     token: str
     probability: float
 
 
-@dataclass(frozen=True)
-class ReadOut:
+class ReadOut(Record):
     """What the logit lens reads at a layer.
 
     Attributes:
@@ -131,8 +134,7 @@ class ReadOut:
     beside: tuple[tuple[Token, ...], ...]
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(Record):
     """A trusted prompt, and how far it is by the detector's own feature.
 
     Attributes:
@@ -147,8 +149,7 @@ class Neighbour:
     distance: float
 
 
-@dataclass(frozen=True)
-class Swap:
+class Swap(Record):
     """Words of the prompt, and what its score is with the words of near trusted prompts there.
 
     Attributes:
@@ -164,8 +165,7 @@ class Swap:
     share: float
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(Record):
     """Why one prompt has its score.
 
     Attributes:
@@ -198,13 +198,69 @@ class Explanation:
     read_outs: tuple[ReadOut, ...]
     nearest: tuple[Neighbour, ...]
     swaps: tuple[Swap, ...]
-    notes: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str]
 
     @property
     def drivers(self) -> tuple[SiteShare, ...]:
         """The sites by their share, largest first."""
         return tuple(sorted(self.sites, key=lambda site: -site.share))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The explanation as JSON has it."""
-        return {**asdict(replace(self, notes={})), "notes": dict(self.notes)}
+
+class FlaggedWord(Record):
+    """A word whose prompts score higher than those with neither it nor a word listed before it.
+
+    Attributes:
+        word: in lower case.
+        prompts: prompts that hold it and none of the words before.
+        flagged: flagged ones among them.
+        score: their median score.
+        others: median score of the prompts that are left.
+        p_value: of the one-sided test of Mann and Whitney, times the number of words tested.
+    """
+
+    word: str
+    prompts: int
+    flagged: int
+    score: float
+    others: float
+    p_value: float
+
+
+class Explanations(Record):
+    """What ``explanations.json`` holds.
+
+    Attributes:
+        format: version of the file's layout.
+        prompts: one explanation a prompt and detector.
+        words: words that go with high scores, the least probable by chance first.
+    """
+
+    format: int
+    prompts: tuple[Explanation, ...]
+    words: tuple[FlaggedWord, ...]
+
+    @classmethod
+    def make(cls, prompts: tuple[Explanation, ...], words: tuple[FlaggedWord, ...]) -> Self:
+        """Explanations in the present layout."""
+        return cls(format=FORMAT, prompts=prompts, words=words)
+
+
+def read_explanations(folder: str | PathLike[str]) -> Explanations | None:
+    """The explanations in a run's folder; null where none were asked for yet.
+
+    Raises:
+        Damaged: the file was truncated or edited.
+        Mismatch: a newer version wrote it.
+    """
+    path = Path(folder) / EXPLANATIONS_FILE
+    if not path.exists():
+        return None
+    explanations = Explanations.read(path)
+    if explanations.format > FORMAT:
+        raise Mismatch(
+            f"format {explanations.format} is later than this version's {FORMAT}",
+            where=str(path),
+            mend="Use the offkey version that wrote it",
+        )
+
+    return explanations

@@ -8,11 +8,12 @@ from torch import nn
 from transformers import GraniteConfig, GraniteForCausalLM, MambaConfig, MambaForCausalLM
 
 from offkey.data import Batch
+from offkey.doctor import doctor
+from offkey.doctor.proofs import _attended
 from offkey.errors import BadInput, BadValue, UnmappedModel
-from offkey.models import Model, Site, _detect, _model, doctor, load
-from offkey.models._check import Compared, compared
-from offkey.models._proofs import _attended
+from offkey.models import Model, Site, _detect, _model, load
 from offkey.models.families import family_named
+from offkey.models.proofs import Compared, compared
 from tests.models import tiny
 from tests.models.families_zoo import DETECTED, FAMILIES, random_model, random_module
 
@@ -141,7 +142,7 @@ def test_load_keeps_a_detected_family_that_is_proved():
     assert model.unmapped is None
 
 
-def test_load_distrusts_a_detected_family_that_is_not(monkeypatch):
+def test_load_refuses_the_map_of_a_detected_family_that_does_not_hold(monkeypatch):
     detect = _detect.detect_family
     monkeypatch.setattr(
         _model,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from offkey.models import _fingerprint, load
-from offkey.models._fingerprint import fingerprint
+from offkey.checkpoints import fingerprints
+from offkey.checkpoints.fingerprints import fingerprint
+from offkey.models import load
 from tests.models import tiny
 
 
@@ -21,7 +22,7 @@ def _slow(module):
     kept = {
         key: value
         for key, value in config.items()
-        if key not in _fingerprint._NOT_COMPUTED_WITH and not key.endswith("_token_id")
+        if key not in fingerprints._NOT_COMPUTED_WITH and not key.endswith("_token_id")
     }
     text = json.dumps(kept, sort_keys=True)
     whole = hashlib.sha256(f"offkey fingerprint 1\n{text}\n".encode())
@@ -44,7 +45,7 @@ def test_chunks_are_cut_where_the_definition_cuts_them():
     with torch.no_grad():
         other.weight[-1, -1] += 1
 
-    assert len(_fingerprint._chunks(big.weight)) == 2
+    assert len(fingerprints._chunks(big.weight)) == 2
     assert fingerprint(big) != fingerprint(other)
 
 
@@ -101,11 +102,11 @@ def test_any_change_is_another(change):
 
 def test_every_single_bit_is_glanced_at():
     weight = torch.randn(70, 33)
-    seen = {_fingerprint._sum(weight)}
+    seen = {fingerprints._sum(weight)}
     for place in range(0, weight.numel(), 37):
         other = weight.clone().view(torch.int32)
         other.view(-1)[place] ^= 1
-        seen.add(_fingerprint._sum(other))
+        seen.add(fingerprints._sum(other))
     assert len(seen) == 1 + len(range(0, weight.numel(), 37))
 
 
@@ -123,8 +124,8 @@ def test_a_plain_module_counts_its_make_and_its_buffers():
 def test_kept_by_file_and_made_again_when_the_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("OFFKEY_CACHE", str(tmp_path / "cache"))
     hashed = []
-    digest = _fingerprint._digest
-    monkeypatch.setattr(_fingerprint, "_digest", lambda *a: hashed.append(1) or digest(*a))
+    digest = fingerprints._digest
+    monkeypatch.setattr(fingerprints, "_digest", lambda *a: hashed.append(1) or digest(*a))
     tiny.llama().save_pretrained(tmp_path / "model")
 
     first = load(tmp_path / "model").fingerprint
@@ -157,11 +158,11 @@ def test_a_cache_that_is_broken_or_unwritable_does_no_harm(tmp_path, monkeypatch
 
 @pytest.mark.real
 def test_bundled_model_takes_less_than_half_a_second(bundled):
-    tensors = _fingerprint._tensors(bundled.module)
+    tensors = fingerprints._tensors(bundled.module)
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        _fingerprint._digest(tensors, "")
+        fingerprints._digest(tensors, "")
         times.append(time.perf_counter() - start)
     # 270 MB; five times what two idle cores need, since others may keep them busy
     assert min(times) < 1.0

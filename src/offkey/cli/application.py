@@ -1,4 +1,4 @@
-"""The application, and how it fails."""
+"""The application, and how it reports errors."""
 
 import sys
 import warnings
@@ -29,11 +29,13 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Hear when a neural network is off-key: mechanistic anomaly detection.
 
-    [bold]offkey detect --help[/bold] has an example, as every verb has.
+    The help of every verb has an example: [bold]offkey detect --help[/bold].
     """
     if version:
         from importlib.metadata import PackageNotFoundError
@@ -48,9 +50,9 @@ def root(
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line; a mistake of the user's is one line and exit status 2."""
+    """Runs the command line; a user's mistake is reported in one line with exit status 2."""
     try:
-        with warnings.catch_warnings():  # what libraries will change is nothing a user can mend
+        with warnings.catch_warnings():  # users can do nothing about what libraries will change
             warnings.filterwarnings("ignore", category=FutureWarning, module=LIBRARIES)
             status = app(arguments, prog_name="offkey", standalone_mode=False)
     except OffkeyError as error:
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except typer.Abort:
         status = 1
     if status == INTERRUPTED:
-        print("stopped; a run goes on when the same command is given again", file=sys.stderr)
+        print("stopped; give the same command again to resume the run", file=sys.stderr)
     if isinstance(status, int) and status:
         raise SystemExit(status)
 
@@ -74,9 +76,9 @@ def _failure(text: str) -> SystemExit:
 
 
 def _misuse(error: Any) -> str:
-    """One line for an option or verb that is unknown, lacking or wrong."""
+    """One line for an option or verb that is unknown, missing or wrong."""
     where = error.ctx.command_path if getattr(error, "ctx", None) else "offkey"
-    told = error.format_message().strip().rstrip(".")
-    end = "" if told.endswith("?") else "."
+    message = error.format_message().strip().rstrip(".")
+    end = "" if message.endswith("?") else "."
 
-    return f"{where}: {told[:1].lower()}{told[1:]}{end} Help: {where} --help"
+    return f"{where}: {message[:1].lower()}{message[1:]}{end} Help: {where} --help"

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import offkey
+from offkey.checkpoints import adapters
+from offkey.checkpoints.machine import choose_dtype, is_native
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, Offline, UnknownName
-from offkey.models import _adapters, load
-from offkey.models._device import choose_dtype, is_native
+from offkey.models import load
 from tests.models import tiny
 
 CPU = torch.device("cpu")
@@ -217,7 +218,7 @@ def test_adapter_of_a_shallower_base_names_what_it_lacks(folder, tmp_path):
 
 def test_bundled_adapters_come_from_the_package_and_the_checkout(monkeypatch, folder, tmp_path):
     package = tmp_path / "src" / "offkey"
-    monkeypatch.setattr(_adapters, "_PACKAGE", package)
+    monkeypatch.setattr(adapters, "_PACKAGE", package)
     tiny.adapter(tiny.llama(), package / "tasks" / "adapters" / "comparison", seed=1)
     tiny.adapter(tiny.llama(), tmp_path / "organisms" / "comparison", seed=2)
     tiny.adapter(tiny.llama(), tmp_path / "organisms" / "parity", seed=3)
@@ -343,7 +344,8 @@ def test_a_name_that_is_almost_known(monkeypatch, folder):
 HUB = """
 import torch
 from offkey.errors import Offline
-from offkey.models import _adapters, load
+from offkey.checkpoints import adapters
+from offkey.models import load
 
 first, second = load("some-org/tiny"), load("some-org/tiny", "some-org/tuned", revision="v1")
 print(torch.equal(first.module.lm_head.weight, second.module.lm_head.weight))
@@ -388,8 +390,8 @@ def test_hub_ids_are_read_from_the_hubs_cache(tmp_path, folder):
 
 
 def test_offline_has_a_mend(monkeypatch):
-    from offkey.models import _hub
+    from offkey.checkpoints import hub
 
-    monkeypatch.setattr(_hub, "is_reachable", lambda: False)
+    monkeypatch.setattr(hub, "is_reachable", lambda: False)
     with pytest.raises(Offline, match="Check the network, give a folder, or use a bundled model"):
         load("no-such-org/no-such-model")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 
 __all__: list[str] = []
 

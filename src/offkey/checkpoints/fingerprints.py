@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offkey.checkpoints.cache import cache_folder
 from offkey.errors import BadValue
-from offkey.models._cache import cache_folder
 
 __all__ = ["fingerprint", "remember"]
 

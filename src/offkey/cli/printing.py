@@ -1,4 +1,4 @@
-"""Rows of a table, as a person reads them."""
+"""Tables on the console."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,7 +10,7 @@ __all__ = ["print_rows"]
 
 MOST = 25
 WIDTH = 160
-"""Columns of a file or a pipe."""
+"""Characters in a line where the output is a file or a pipe."""
 
 
 def print_rows(
@@ -21,7 +21,7 @@ def print_rows(
     hidden: Sequence[str] = ("detector", "status"),
     most: int = MOST,
 ) -> None:
-    """Prints the rows with the highest ``by``, but for ``hidden`` columns and empty ones."""
+    """Prints the rows with the highest ``by``; leaves out ``hidden`` and empty columns."""
     if not rows:
         print(f"{title}: there is nothing to score")
         return
@@ -32,11 +32,11 @@ def print_rows(
         is_text = isinstance(rows[0][name], str)
         justify: Literal["left", "right"] = "left" if is_text else "right"
         # Words may wrap where the terminal is narrow; half a number would be a wrong one.
-        widest = max(len(_told(row[name])) for row in ordered[:most])
-        table.add_column(name, justify=justify, overflow="fold",
-                         min_width=None if is_text else max(len(name), widest))  # fmt: skip
+        widest = max(len(_text(row[name])) for row in ordered[:most])
+        least = None if is_text else max(len(name), widest)
+        table.add_column(name, justify=justify, overflow="fold", min_width=least)
     for row in ordered[:most]:
-        table.add_row(*(_told(row[name]) for name in shown))
+        table.add_row(*(_text(row[name]) for name in shown))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -46,7 +46,7 @@ def print_rows(
         console.print(f"… and {len(rows) - most} more; --out FILE or --json gives them all")
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):

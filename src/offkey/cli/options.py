@@ -1,4 +1,4 @@
-"""Options that several verbs take, and what they stand for."""
+"""Options that several verbs share, and what each of them stands for."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offkey.errors import BadValue, Unwritable
+from offkey.errors import BadValue, Unwritable, check
 
 if TYPE_CHECKING:
     from offkey.detect import Detector
@@ -70,10 +70,10 @@ AlphaOption = Annotated[
     float, typer.Option("--alpha", help="False-alarm rate at which prompts are flagged.")
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="The untouched model; the bundled one if left out.")
+    str | None, typer.Option("--base", help="The untouched model; else the bundled one.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Decides every split and draw.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder that is filled.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every split and random draw.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Check model, prompts and settings; run nothing.")
@@ -82,38 +82,52 @@ RedactOption = Annotated[
     bool, typer.Option("--redact", help="Keep the texts of prompts out of tables and report.")
 ]
 
+IN_THE_WAY = "cannot be written: a file stands where a folder is needed"
+
 
 def check_writable(path: Path) -> None:
-    """Refuses a place that cannot be written, before any work is done; makes nothing.
+    """Refuses a path that cannot be written, before any work is done; creates nothing.
 
     Raises:
-        Unwritable: a file or a locked folder is in the way.
+        Unwritable: a file is in the way, or the folder is write-protected.
     """
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
-    if place != path.absolute() and not place.is_dir():
-        raise Unwritable("cannot be written: a file stands where a folder is needed",
-                         where=str(place), mend="Choose another folder")  # fmt: skip
-    if not os.access(place, os.W_OK):
-        raise Unwritable("cannot be written: permission denied", where=str(place),
-                         mend="Choose another folder or change its permissions")  # fmt: skip
+    check(
+        place == path.absolute() or place.is_dir(),
+        IN_THE_WAY,
+        where=str(place),
+        mend="Choose another folder",
+        error=Unwritable,
+    )
+    check(
+        os.access(place, os.W_OK),
+        "cannot be written: permission denied",
+        where=str(place),
+        mend="Choose another folder or change its permissions",
+        error=Unwritable,
+    )
 
 
 def check_folder(path: Path) -> None:
-    """Refuses a folder that cannot be made or filled; makes nothing.
+    """Refuses a folder that cannot be created or written to; creates nothing.
 
     Raises:
-        Unwritable: a file stands there, or above it, or it is locked.
+        Unwritable: it, or a folder above it, is a file or write-protected.
     """
     check_writable(path)
-    if path.exists() and not path.is_dir():
-        raise Unwritable("cannot be written: a file stands where a folder is needed",
-                         where=str(path), mend="Choose another folder")  # fmt: skip
+    check(
+        path.is_dir() or not path.exists(),
+        IN_THE_WAY,
+        where=str(path),
+        mend="Choose another folder",
+        error=Unwritable,
+    )
 
 
 def model_of(model: str, adapter: str | None, dtype: str, device: str) -> "Model":
-    """Loads the model that the options name."""
+    """Loads the model that the options describe."""
     from offkey.models import load
 
     return load(model, adapter, dtype=dtype, device=device)
@@ -122,7 +136,7 @@ def model_of(model: str, adapter: str | None, dtype: str, device: str) -> "Model
 def detectors_of(
     names: list[str] | None, sites: str | None, positions: str, combine: str, alpha: float
 ) -> "list[Detector]":
-    """The detectors that the options name; the default one if none is."""
+    """The detectors that the options describe; the default one if none is named."""
     from offkey.detect import Detector
 
     return [
@@ -137,14 +151,14 @@ def detectors_of(
     ]
 
 
-def _positions(told: str) -> "Positions":
-    if told in ("last", "mean"):
-        return told  # type: ignore[return-value] # narrowed to the two words
+def _positions(text: str) -> "Positions":
+    if text in ("last", "mean"):
+        return text  # type: ignore[return-value] # narrowed to the two words
     try:
-        return tuple(int(part) for part in told.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise BadValue(
-            f"{told!r} is neither last, mean nor numbers",
+            f"{text!r} is neither last, mean nor numbers",
             where="--positions",
             mend="Write for example --positions last, or --positions -1,-2",
         ) from None

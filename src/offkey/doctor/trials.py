@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.models._check import Check, error_of, not_applicable
-from offkey.models._edits import Edit
-from offkey.models._model import Model
-from offkey.models._sites import Site
+from offkey.models import ChoiceLogitDifference, Edit, Model, Site
 from offkey.models._taps import tensor_of
-from offkey.models.metrics import ChoiceLogitDifference
+from offkey.models.proofs import Check, error_of, not_applicable
 
 __all__ = ["rows_alone", "try_gradients", "try_hooks", "try_padding"]
 

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from offkey.checkpoints.hub import from_hub
 from offkey.errors import BadInput, Damaged, Mismatch, UnknownName
-from offkey.models._hub import from_hub
 
 __all__ = ["adapter_folder", "apply_adapter", "bundled_adapters"]
 
