@@ -84,12 +84,12 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The batch with every tensor changed; the ids stay."""
-        tensors = {
+        fields: dict[str, Any] = {
             name: change(value) for name in _TENSORS if (value := getattr(self, name)) is not None
         }
         inputs = {name: change(value) for name, value in self.inputs.items()}
 
-        return replace(self, inputs=inputs, **tensors)
+        return replace(self, inputs=inputs, **fields)
 
 
 @dataclass(frozen=True)
