@@ -1,6 +1,6 @@
 """Hear when a neural network is off-key.
 
-The names below are loaded when first used, so that importing offkey is quick.
+The names below are loaded on first use, so that importing offkey is quick.
 """
 
 from importlib import import_module
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from offkey.detect import Detector
     from offkey.models import Edit, Model, Site, load
     from offkey.volume import estimate_volume
+
+    __version__: str
 
 __all__ = [
     "Detector",
@@ -36,6 +38,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("offkey")
     if name not in _HOMES:
         raise AttributeError(f"module 'offkey' has no attribute {name!r}")
 
