@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from offkey.models import Edit, Model, Site, load
     from offkey.volume import estimate_volume
 
-    __version__: str
-
 __all__ = [
     "Detector",
     "Edit",
     "Model",
     "Prompts",
     "Site",
+    "__version__",
     "estimate_volume",
     "load",
     "read_prompts",
@@ -39,11 +38,20 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("importlib.metadata").version("offkey")
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'offkey' has no attribute {name!r}")
 
     return getattr(import_module(f"offkey.{_HOMES[name]}"), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("offkey")
+    except PackageNotFoundError:
+        raise AttributeError("offkey is not installed and has no __version__") from None
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 
@@ -9,14 +8,11 @@ import offkey
 
 def test_every_public_name_is_loaded_on_first_use():
     for name in offkey.__all__:
-        assert getattr(offkey, name).__module__.startswith("offkey.")
+        value = getattr(offkey, name)
+        assert name == "__version__" or value.__module__.startswith("offkey.")
     assert dir(offkey) == offkey.__all__
     with pytest.raises(AttributeError, match="no attribute 'detector'"):
         offkey.detector  # noqa: B018
-
-
-def test_the_version_is_that_of_the_distribution():
-    assert offkey.__version__ == version("offkey")
 
 
 def test_importing_the_package_loads_no_library():
