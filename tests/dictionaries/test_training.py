@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from offkey.dictionaries import Recipe, train_dictionary
+from offkey.dictionaries import DictionaryRecipe, train_dictionary
 from offkey.dictionaries.trainees import (
     JumpReLUTrainee,
     TopKTrainee,
@@ -34,7 +34,7 @@ def planted(count, seed=0):
 
 
 def recipe(**changes):
-    return Recipe(
+    return DictionaryRecipe(
         **{
             "latents": 32,
             "active": 3,

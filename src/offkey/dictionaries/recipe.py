@@ -8,7 +8,7 @@ from typing import Any, Literal
 from offkey.errors import BadValue
 from offkey.training import Settings
 
-__all__ = ["Annealed", "Recipe"]
+__all__ = ["Annealed", "DictionaryRecipe"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Annealed(Settings):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DictionaryRecipe:
     r"""How a dictionary is trained.
 
     Attributes:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.dictionaries.dictionary import Dictionary
-from offkey.dictionaries.recipe import Recipe
+from offkey.dictionaries.recipe import DictionaryRecipe
 from offkey.dictionaries.trainees import JumpReLUTrainee, TopKTrainee, Trainee
 from offkey.passes import Blocks, ShuffleBuffer, SiteBlocks
 from offkey.training import Run, train
@@ -20,7 +20,7 @@ __all__ = ["train_dictionary"]
 
 def train_dictionary(
     blocks: Blocks,
-    recipe: Recipe,
+    recipe: DictionaryRecipe,
     *,
     folder: str | PathLike[str] | None = None,
     save_every: int = 200,
@@ -79,7 +79,7 @@ def train_dictionary(
 
 
 def _about(
-    blocks: Blocks, recipe: Recipe, buffer: ShuffleBuffer, trainee: Trainee
+    blocks: Blocks, recipe: DictionaryRecipe, buffer: ShuffleBuffer, trainee: Trainee
 ) -> dict[str, object]:
     about: dict[str, object] = {
         "recipe": dict(recipe.as_dict()),
