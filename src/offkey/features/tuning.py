@@ -200,7 +200,7 @@ def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
 
 
 def _maps(model: Model, feature: str) -> tuple[str, ...]:
-    """Last names of the linear maps that are adapted: those in blocks, or all if there are none."""
+    """Last names of the linear maps that are adapted: those in blocks, or all without blocks."""
     parts: list[nn.Module] = [model.module]
     if model.wiring is not None:
         parts = [block.module for block in model.wiring.blocks]
