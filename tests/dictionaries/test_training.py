@@ -239,5 +239,5 @@ def test_bad_runs_are_refused():
         train_dictionary(TensorBlocks(planted(600)), broken)
     with pytest.raises(BadValue, match="40 of 32 latents"):
         recipe(active=40)
-    with pytest.raises(BadValue, match="Use topk or jumprelu"):
+    with pytest.raises(BadValue, match="Use 'topk' or 'jumprelu'"):
         recipe(kind="relu")

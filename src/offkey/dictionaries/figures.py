@@ -266,29 +266,33 @@ def _figures(
     def interval(of: Any, *columns: Array) -> Interval:
         return bootstrap({("texts",): columns}, of, named_rng(seed, "dictionary figures"))
 
-    def mean(a: Array, b: Array) -> float:
-        return float(a.sum() / b.sum())
-
-    def explained(a: Array, b: Array) -> float | None:
-        return 1 - float(a.sum() / b.sum()) if b.sum() > 0 else None
-
-    def recovered(ablated: Array, spliced: Array, clean: Array) -> float | None:
-        gap = float((ablated - clean).sum())
-        return float((ablated - spliced).sum()) / gap if gap else None
-
     return Figures(
         texts=len(names),
         rows=int(count.sum()),
         too_long=sums.too_long,
-        active=interval(mean, active, count),
-        explained_variance=interval(explained, error, spread),
-        norm_ratio=interval(mean, ratio, count),
+        active=interval(_ratio, active, count),
+        explained_variance=interval(_explained, error, spread),
+        norm_ratio=interval(_ratio, ratio, count),
         dead_share=dead_share,
-        **{kind: interval(mean, values, tokens) for kind, values in loss.items()},
+        **{kind: interval(_ratio, values, tokens) for kind, values in loss.items()},
         **{
             f"recovered_{kind}": interval(
-                recovered, loss[f"loss_{kind}"], loss["loss_spliced"], loss["loss"]
+                _recovered, loss[f"loss_{kind}"], loss["loss_spliced"], loss["loss"]
             )
             for kind in ("mean", "zero")
         },
     )
+
+
+def _ratio(a: Array, b: Array) -> float:
+    return float(a.sum() / b.sum())
+
+
+def _explained(a: Array, b: Array) -> float | None:
+    return 1 - float(a.sum() / b.sum()) if b.sum() > 0 else None
+
+
+def _recovered(ablated: Array, spliced: Array, clean: Array) -> float | None:
+    gap = float((ablated - clean).sum())
+
+    return float((ablated - spliced).sum()) / gap if gap else None

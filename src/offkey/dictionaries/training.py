@@ -43,14 +43,7 @@ def train_dictionary(
         Mismatch: the checkpoint there is of another run.
         NotEnoughData: fewer rows than a batch.
     """
-    buffer = ShuffleBuffer(
-        blocks,
-        batch=recipe.batch,
-        size=recipe.buffer,
-        seed=recipe.seed,
-        longest=recipe.longest,
-        device=device,
-    )
+    buffer = recipe.shuffled(blocks, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     kind = TopKTrainee if recipe.kind == "topk" else JumpReLUTrainee
     trainee: Trainee = kind(recipe, buffer.first(), generator)
