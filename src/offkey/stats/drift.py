@@ -69,8 +69,8 @@ def topic_drift(
 
     Prompts become TF-IDF vectors of length 1. The test is the unbiased maximum mean discrepancy
     with their inner product as kernel, and its p-value comes from permutations, so it is exact for
-    independent prompts. The effect is how well a prompt's side is predicted by the side whose other
-    prompts are more similar: 2 · AUROC - 1, or 0 if that is negative.
+    independent prompts. The effect is how well a prompt's side is predicted by the side whose
+    other prompts are more similar: 2 · AUROC - 1, or 0 if that is negative.
 
     Args:
         trusted: texts of the trusted prompts.
