@@ -175,8 +175,16 @@ def test_modules_and_names():
     assert for_module(nn.LeakyReLU(0.3)) == LeakyReLU(0.3)
     assert for_module(nn.Softplus()) is None
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)
-    for module in (nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.Tanh(),
-                   nn.Sigmoid(), nn.Identity(), nn.LeakyReLU(0.3)):  # fmt: skip
+    for module in (
+        nn.ReLU(),
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.SiLU(),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        nn.Identity(),
+        nn.LeakyReLU(0.3),
+    ):
         torch.testing.assert_close(for_module(module)(x), module(x), atol=1e-12, rtol=1e-12)
     assert by_name("gelu") is GELU
     with pytest.raises(UnknownName, match="rellu"):

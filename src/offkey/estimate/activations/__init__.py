@@ -6,29 +6,29 @@ description (:func:`surprise_of_activations`), and is searched for against that 
 by relations that it breaks, or by a Wick estimate of its loss.
 """
 
-from offkey.estimate.activations._closures import Closure, close, divergence_bits
-from offkey.estimate.activations._gates import (
+from offkey.estimate.activations.closures import Closure, close, divergence_bits
+from offkey.estimate.activations.mask_search import (
+    MaskSearch,
+    description_bits,
     gate_price,
     hard_concrete_gates,
+    marginal_gain,
     open_probability,
+    search,
     still_gates,
+    tracked_in_rounds,
 )
-from offkey.estimate.activations._model import ActivationModel, mask_of, pairs_of
-from offkey.estimate.activations._scores import (
+from offkey.estimate.activations.model import (
+    ActivationModel,
     broken_relation,
     conformal_threshold,
     distances,
+    mask_of,
     pair_residuals,
+    pairs_of,
     squared_residuals,
 )
-from offkey.estimate.activations._search import (
-    Search,
-    description_bits,
-    marginal_gain,
-    search,
-    tracked_in_rounds,
-)
-from offkey.estimate.activations._surprise import (
+from offkey.estimate.activations.surprise import (
     break_even,
     fraction_explained,
     pair_gain,
@@ -36,13 +36,13 @@ from offkey.estimate.activations._surprise import (
     surprise_of_events_under,
     surprise_of_losses,
 )
-from offkey.estimate.activations._tracked import TrackedGaussian, shrinkage_of
-from offkey.estimate.activations._wick import Wick, wick_elementwise
+from offkey.estimate.activations.tracked import TrackedGaussian, shrinkage_of
+from offkey.estimate.activations.wick import Wick, wick_elementwise
 
 __all__ = [
     "ActivationModel",
     "Closure",
-    "Search",
+    "MaskSearch",
     "TrackedGaussian",
     "Wick",
     "break_even",

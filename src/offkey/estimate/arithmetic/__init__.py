@@ -6,12 +6,14 @@ nodes whose covariance is tracked; all others are presumed to be 0. Estimates co
 Arguments are scored by surprise, in bits, and searched for.
 """
 
-from offkey.estimate.arithmetic._boolean import both, differ, either, exact_mean, negation
-from offkey.estimate.arithmetic._bounds import bounds
-from offkey.estimate.arithmetic._circuit import Circuit, Pair, Step
-from offkey.estimate.arithmetic._closure import closure, missing, needs, presumed
-from offkey.estimate.arithmetic._cumulants import Cumulants, cumulant_terms
-from offkey.estimate.arithmetic._formal import (
+from offkey.estimate.arithmetic.circuit import Circuit, CircuitStep, Pair
+from offkey.estimate.arithmetic.cumulants import (
+    Cumulants,
+    cumulant_terms,
+    gaussian_moment,
+    hafnian,
+)
+from offkey.estimate.arithmetic.formal import (
     Accuracy,
     PermanentEstimates,
     accuracy,
@@ -19,35 +21,48 @@ from offkey.estimate.arithmetic._formal import (
     permanent,
     permanent_estimates,
 )
-from offkey.estimate.arithmetic._nodes import (
-    Block,
+from offkey.estimate.arithmetic.nodes import (
     Leaf,
+    LeafBlock,
     Node,
     Product,
     Sum,
     bernoulli,
     block,
+    both,
+    differ,
+    either,
     leaf,
     linear,
+    negation,
 )
-from offkey.estimate.arithmetic._outcomes import Events, Outcome, Values, account
-from offkey.estimate.arithmetic._partitions import PathPartition, bell, path_partitions
-from offkey.estimate.arithmetic._propagate import Propagation, propagate
-from offkey.estimate.arithmetic._relaxed import Masked
-from offkey.estimate.arithmetic._scrubbing import Scrubbing
-from offkey.estimate.arithmetic._search import (
-    Search,
+from offkey.estimate.arithmetic.propagation import (
+    Masked,
+    Propagation,
+    closure,
+    missing,
+    needs,
+    presumed,
+    propagate,
+)
+from offkey.estimate.arithmetic.proved import bounds, exact_mean
+from offkey.estimate.arithmetic.scrubbing import PathPartition, Scrubbing, bell, path_partitions
+from offkey.estimate.arithmetic.search import (
+    ArgumentSearch,
+    Events,
+    Outcome,
+    Values,
+    account,
     adjoints,
     exhaustive,
     greedy,
     guided,
     relaxed,
 )
-from offkey.estimate.arithmetic._wick import gaussian_moment, hafnian
 
 __all__ = [
     "Accuracy",
-    "Block",
+    "LeafBlock",
     "Circuit",
     "Cumulants",
     "Events",
@@ -61,8 +76,8 @@ __all__ = [
     "Product",
     "Propagation",
     "Scrubbing",
-    "Search",
-    "Step",
+    "ArgumentSearch",
+    "CircuitStep",
     "Sum",
     "Values",
     "account",

@@ -1,19 +1,22 @@
 """Gaussians through networks: means and covariances carried from layer to layer."""
 
-from offkey.estimate.gaussian._bivariate import bivariate_normal_cdf
-from offkey.estimate.gaussian._catastrophe import (
+from offkey.estimate.gaussian.catastrophe import (
     ArgMax,
     Catastrophe,
     Fires,
     Threshold,
     finite_data,
+    orthant,
     probability,
 )
-from offkey.estimate.gaussian._divergence import divergence
-from offkey.estimate.gaussian._elementwise import Elementwise
-from offkey.estimate.gaussian._gated import gated
-from offkey.estimate.gaussian._language import logits_at, residual_stream, through_blocks
-from offkey.estimate.gaussian._names import (
+from offkey.estimate.gaussian.distribution import bivariate_normal_cdf
+from offkey.estimate.gaussian.elementwise import (
+    Elementwise,
+    covariance_of,
+    impossible_pairs,
+    through,
+)
+from offkey.estimate.gaussian.functions import (
     ERF,
     GELU,
     GELU_TANH,
@@ -24,27 +27,34 @@ from offkey.estimate.gaussian._names import (
     SILU,
     SQUARE,
     TANH,
+    LeakyReLU,
     by_name,
     for_module,
 )
-from offkey.estimate.gaussian._normal import Normal
-from offkey.estimate.gaussian._norms import affine, layer_norm, rms_norm, softmax
-from offkey.estimate.gaussian._orthant import orthant
-from offkey.estimate.gaussian._piecewise import LeakyReLU
-from offkey.estimate.gaussian._propagate import propagate
-from offkey.estimate.gaussian._rules import Residual, register
-from offkey.estimate.gaussian._sampled import fit, sampled, sampled_error
-from offkey.estimate.gaussian._settings import Settings
-from offkey.estimate.gaussian._through import covariance_of, impossible_pairs, through
-from offkey.estimate.gaussian._transition import (
+from offkey.estimate.gaussian.language import logits_at, residual_stream, through_blocks
+from offkey.estimate.gaussian.normal import Normal, divergence, fit
+from offkey.estimate.gaussian.propagation import (
+    PropagationSettings,
+    Residual,
+    propagate,
+    register,
+    sampled,
+    sampled_error,
+)
+from offkey.estimate.gaussian.transitions import (
     Transition,
+    affine,
     bilinear,
     chained,
     elementwise,
+    gated,
+    layer_norm,
     linear,
     multiplied,
     product,
     residual,
+    rms_norm,
+    softmax,
 )
 
 __all__ = [
@@ -65,7 +75,7 @@ __all__ = [
     "LeakyReLU",
     "Normal",
     "Residual",
-    "Settings",
+    "PropagationSettings",
     "Threshold",
     "Transition",
     "affine",
