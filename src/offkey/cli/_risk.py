@@ -12,9 +12,7 @@ from offkey.errors import BadInput, BadValue, UnknownName
 
 if TYPE_CHECKING:
     from offkey.estimate import Estimate
-    from offkey.estimate.risk import Draws
-    from offkey.estimate.risk import Problem
-    from offkey.estimate.risk import TokenInputs
+    from offkey.estimate.risk import Draws, Problem, TokenInputs
     from offkey.models import Model
 
 __all__: list[str] = []
@@ -80,10 +78,7 @@ def risk(
     --free free.json --target " cat" --out risk[/bold]
     """
     from offkey.cli._print import print_rows
-    from offkey.estimate.risk import Draws
-    from offkey.estimate.risk import LanguageNetwork
-    from offkey.estimate.risk import Problem
-    from offkey.estimate.risk import Remembered
+    from offkey.estimate.risk import Draws, LanguageNetwork, Problem, Remembered
     from offkey.storage import make_folder, write_json
 
     o.check_folder(out)
@@ -146,12 +141,7 @@ def _methods(given: list[str] | None) -> list[str]:
 def _estimate(
     name: str, problem: "Problem", draws: "Draws | None", settings: tuple[int, float, int]
 ) -> "Estimate":
-    from offkey.estimate.risk import ITGIS
-    from offkey.estimate.risk import MHIS
-    from offkey.estimate.risk import argmax_probability
-    from offkey.estimate.risk import gld
-    from offkey.estimate.risk import monte_carlo
-    from offkey.estimate.risk import qld
+    from offkey.estimate.risk import ITGIS, MHIS, argmax_probability, gld, monte_carlo, qld
 
     samples, temperature, seed = settings
     if name == "itgis":

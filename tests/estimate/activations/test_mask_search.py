@@ -9,21 +9,23 @@ from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.estimate.activations import (
     ActivationModel,
     close,
-    description_bits,
     divergence_bits,
+    mask_of,
+    open_probability,
+    search,
+    surprise_of_activations,
+)
+from offkey.estimate.activations.mask_search import (
+    description_bits,
     gate_price,
     hard_concrete_gates,
     marginal_gain,
-    mask_of,
-    open_probability,
-    pair_gain,
-    pairs_of,
-    search,
+    pair_surprise,
     still_gates,
-    surprise_of_activations,
     tracked_in_rounds,
 )
-from offkey.estimate.activations.mask_search import pair_surprise
+from offkey.estimate.activations.model import pairs_of
+from offkey.estimate.activations.surprise import pair_gain
 from tests.estimate.activations.planted import (
     PAIRS,
     PLANTED,

@@ -13,16 +13,20 @@ from offkey.estimate.activations import (
     ActivationModel,
     break_even,
     broken_relation,
-    conformal_threshold,
     distances,
     divergence_bits,
-    fraction_explained,
     mask_of,
-    pair_gain,
+    surprise_of_activations,
+)
+from offkey.estimate.activations.model import (
+    conformal_threshold,
     pair_residuals,
     pairs_of,
     squared_residuals,
-    surprise_of_activations,
+)
+from offkey.estimate.activations.surprise import (
+    fraction_explained,
+    pair_gain,
     surprise_of_events_under,
     surprise_of_losses,
 )

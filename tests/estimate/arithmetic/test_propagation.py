@@ -11,17 +11,15 @@ from offkey.estimate.arithmetic import (
     bernoulli,
     block,
     both,
-    closure,
     differ,
     either,
     exact_mean,
     leaf,
-    linear,
-    missing,
-    needs,
     negation,
     propagate,
 )
+from offkey.estimate.arithmetic.nodes import linear
+from offkey.estimate.arithmetic.propagation import closure, missing, needs
 
 
 def reference(circuit, pairs):

@@ -8,16 +8,8 @@ import pytest
 
 from offkey.errors import BadInput
 from offkey.estimate import Bound, Estimate
-from offkey.estimate.arithmetic import (
-    Circuit,
-    Leaf,
-    Node,
-    bernoulli,
-    bounds,
-    exact_mean,
-    leaf,
-    propagate,
-)
+from offkey.estimate.arithmetic import Circuit, bernoulli, bounds, exact_mean, leaf, propagate
+from offkey.estimate.arithmetic.nodes import Leaf, Node
 
 
 def test_sums_products_and_squares():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from offkey.errors import BadInput, BadValue, Mismatch
-from offkey.estimate.arithmetic import PathPartition, Scrubbing, bell, path_partitions
+from offkey.estimate.arithmetic import Scrubbing, bell
+from offkey.estimate.arithmetic.scrubbing import PathPartition, path_partitions
 
 INPUTS = list(itertools.product((0, 1), repeat=3))
 

@@ -15,9 +15,9 @@ from offkey.estimate.gaussian import (
     Threshold,
     bivariate_normal_cdf,
     finite_data,
-    orthant,
     probability,
 )
+from offkey.estimate.gaussian.catastrophe import orthant
 from tests.estimate.gaussian.planted import random_normal
 
 LEVEL = 0.1

@@ -7,20 +7,15 @@ import torch
 from torch import nn
 
 from offkey.errors import BadValue, UnknownName
-from offkey.estimate.gaussian import (
-    ERF,
-    GELU,
+from offkey.estimate.gaussian import ERF, GELU, PROBIT, RELU, by_name, for_module
+from offkey.estimate.gaussian.functions import (
     GELU_TANH,
     IDENTITY,
-    PROBIT,
-    RELU,
     SIGMOID,
     SILU,
     SQUARE,
     TANH,
     LeakyReLU,
-    by_name,
-    for_module,
 )
 from tests.estimate.gaussian.planted import expected, expected_product
 

@@ -10,28 +10,26 @@ from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData
 from offkey.estimate.gaussian import (
     ERF,
     GELU,
-    IDENTITY,
     RELU,
-    SILU,
-    SQUARE,
-    TANH,
     Normal,
-    bilinear,
-    chained,
     divergence,
-    elementwise,
     fit,
-    gated,
-    impossible_pairs,
     layer_norm,
     linear,
+    rms_norm,
+    through,
+)
+from offkey.estimate.gaussian.elementwise import impossible_pairs
+from offkey.estimate.gaussian.functions import IDENTITY, SILU, SQUARE, TANH
+from offkey.estimate.gaussian.propagation import sampled, sampled_error
+from offkey.estimate.gaussian.transitions import (
+    bilinear,
+    chained,
+    elementwise,
+    gated,
     product,
     residual,
-    rms_norm,
-    sampled,
-    sampled_error,
     softmax,
-    through,
 )
 from offkey.stats import Moments
 from tests.estimate.gaussian.planted import assert_sampled, random_normal

@@ -10,13 +10,12 @@ from offkey.errors import BadValue
 from offkey.estimate.gaussian import Normal
 from offkey.estimate.risk import (
     Adversary,
-    fitted_log_tail,
     halfspace_probability,
     harden,
     hardest_shift,
     linear_shift,
-    shifted_probability,
 )
+from offkey.estimate.risk.adversarial import fitted_log_tail, shifted_probability
 
 ORDINARY = Normal(torch.zeros(3), torch.tensor([1.0, 2.0, 0.5]))
 W = torch.tensor([1.0, -1.0, 2.0]).double()

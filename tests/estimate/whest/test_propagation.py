@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from offkey.errors import BadValue, Mismatch
-from offkey.estimate.whest import NUMPY, debiased_mse, expected_activations, sampled_activations
+from offkey.estimate.whest import debiased_mse, expected_activations, sampled_activations
 from offkey.estimate.whest.propagation import (
+    NUMPY,
     LayerCumulants,
     Marginals,
     RectifiedPairs,

@@ -7,4 +7,9 @@ value can go, a covariance how far it usually goes.
 from offkey.estimate.affine.forms import AffineForm
 from offkey.estimate.affine.propagation import interval_bounds, propagate, tail_bound
 
-__all__ = ["AffineForm", "interval_bounds", "propagate", "tail_bound"]
+__all__ = [
+    "AffineForm",
+    "interval_bounds",
+    "propagate",
+    "tail_bound",
+]

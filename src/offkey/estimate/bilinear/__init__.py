@@ -10,7 +10,6 @@ from offkey.estimate.bilinear.interactions import (
     in_basis,
     in_latents,
     interactions,
-    latent_reader,
 )
 from offkey.estimate.bilinear.layer import Bilinear
 
@@ -21,5 +20,4 @@ __all__ = [
     "in_basis",
     "in_latents",
     "interactions",
-    "latent_reader",
 ]

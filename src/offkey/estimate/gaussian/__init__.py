@@ -1,111 +1,41 @@
 """Gaussians through networks: means and covariances carried from layer to layer."""
 
-from offkey.estimate.gaussian.catastrophe import (
-    ArgMax,
-    Catastrophe,
-    Fires,
-    Threshold,
-    finite_data,
-    orthant,
-    probability,
-)
+from offkey.estimate.gaussian.catastrophe import ArgMax, Fires, Threshold, finite_data, probability
 from offkey.estimate.gaussian.distribution import bivariate_normal_cdf
-from offkey.estimate.gaussian.elementwise import (
-    Elementwise,
-    covariance_of,
-    impossible_pairs,
-    through,
-)
-from offkey.estimate.gaussian.functions import (
-    ERF,
-    GELU,
-    GELU_TANH,
-    IDENTITY,
-    PROBIT,
-    RELU,
-    SIGMOID,
-    SILU,
-    SQUARE,
-    TANH,
-    LeakyReLU,
-    by_name,
-    for_module,
-)
+from offkey.estimate.gaussian.elementwise import Elementwise, through
+from offkey.estimate.gaussian.functions import ERF, GELU, PROBIT, RELU, by_name, for_module
 from offkey.estimate.gaussian.language import logits_at, residual_stream, through_blocks
 from offkey.estimate.gaussian.normal import Normal, divergence, fit
-from offkey.estimate.gaussian.propagation import (
-    PropagationSettings,
-    Residual,
-    propagate,
-    register,
-    sampled,
-    sampled_error,
-)
-from offkey.estimate.gaussian.transitions import (
-    Transition,
-    affine,
-    bilinear,
-    chained,
-    elementwise,
-    gated,
-    layer_norm,
-    linear,
-    multiplied,
-    product,
-    residual,
-    rms_norm,
-    softmax,
-)
+from offkey.estimate.gaussian.propagation import PropagationSettings, Residual, propagate, register
+from offkey.estimate.gaussian.transitions import Transition, layer_norm, linear, rms_norm
 
 __all__ = [
-    "ERF",
-    "GELU",
-    "GELU_TANH",
-    "IDENTITY",
-    "PROBIT",
-    "RELU",
-    "SIGMOID",
-    "SILU",
-    "SQUARE",
-    "TANH",
     "ArgMax",
-    "Catastrophe",
+    "ERF",
     "Elementwise",
     "Fires",
-    "LeakyReLU",
+    "GELU",
     "Normal",
-    "Residual",
+    "PROBIT",
     "PropagationSettings",
+    "RELU",
+    "Residual",
     "Threshold",
     "Transition",
-    "affine",
-    "bilinear",
     "bivariate_normal_cdf",
     "by_name",
-    "chained",
-    "covariance_of",
     "divergence",
-    "elementwise",
     "finite_data",
     "fit",
     "for_module",
-    "gated",
-    "impossible_pairs",
     "layer_norm",
     "linear",
     "logits_at",
-    "multiplied",
-    "orthant",
     "probability",
-    "product",
     "propagate",
     "register",
-    "residual",
     "residual_stream",
     "rms_norm",
-    "sampled",
-    "sampled_error",
-    "softmax",
     "through",
     "through_blocks",
 ]

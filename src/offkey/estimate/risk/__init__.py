@@ -6,22 +6,8 @@ extrapolate from the last activations of plain samples (:class:`Draws`). Where n
 the answer is "below resolution", never 0. ``effective_samples`` counts accepted samples.
 """
 
-from offkey.estimate.risk.adversarial import (
-    Adversary,
-    Round,
-    fitted_log_tail,
-    harden,
-    hardest_shift,
-    linear_shift,
-    shifted_probability,
-)
-from offkey.estimate.risk.calibration import (
-    PowerFit,
-    best_constant,
-    fit_power,
-    itakura_saito,
-    leave_one_out,
-)
+from offkey.estimate.risk.adversarial import Adversary, harden, hardest_shift, linear_shift
+from offkey.estimate.risk.calibration import best_constant, fit_power, itakura_saito, leave_one_out
 from offkey.estimate.risk.decomposition import (
     Whitening,
     argmax_probability,
@@ -31,36 +17,23 @@ from offkey.estimate.risk.decomposition import (
 )
 from offkey.estimate.risk.draws import Draws, gld, monte_carlo
 from offkey.estimate.risk.language import LanguageNetwork
-from offkey.estimate.risk.problem import (
-    ModuleNetwork,
-    Problem,
-    Pull,
-    Remembered,
-    TokenInputs,
-    TokenNetwork,
-    exact,
-)
+from offkey.estimate.risk.problem import ModuleNetwork, Problem, Remembered, TokenInputs, exact
 from offkey.estimate.risk.samplers import ITGIS, MHIS
 
 __all__ = [
-    "ITGIS",
-    "MHIS",
     "Adversary",
     "Draws",
+    "ITGIS",
     "LanguageNetwork",
+    "MHIS",
     "ModuleNetwork",
-    "PowerFit",
     "Problem",
-    "Pull",
     "Remembered",
-    "Round",
     "TokenInputs",
-    "TokenNetwork",
     "Whitening",
     "argmax_probability",
     "best_constant",
     "exact",
-    "fitted_log_tail",
     "fit_power",
     "gld",
     "halfspace_probability",
@@ -72,5 +45,4 @@ __all__ = [
     "monte_carlo",
     "qld",
     "qld_tails",
-    "shifted_probability",
 ]
