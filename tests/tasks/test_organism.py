@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import offkey.tasks._adapt as adapt
-import offkey.tasks._organism as organism
+import offkey.tasks.organisms as organisms
+from offkey.checkpoints import bundled_adapters
 from offkey.data import Prompts
 from offkey.errors import BadValue, UnknownName
-from offkey.models import bundled_adapters
 from offkey.tasks import (
     Item,
     Recipe,
@@ -23,7 +22,7 @@ from offkey.tasks import (
     task_names,
     train_organism,
 )
-from offkey.tasks._measure import measure
+from offkey.tasks.measure import measure
 from offkey.training import Settings
 
 
@@ -132,8 +131,10 @@ def _items(rng):
 TASK = Task("tiny", "number", "odd", "odd half", ("Is {n} odd?",), _items)
 SHORT = Recipe(
     settings=Settings(steps=6, batch=8, check_every=2, save_every=2, stop_at=2.0),
-    init=None, agreeing=0.5, checked=8,
-)  # fmt: skip
+    init=None,
+    agreeing=0.5,
+    checked=8,
+)
 
 
 def test_organism_folder_holds_adapter_and_recipe(tiny, tmp_path):
@@ -204,7 +205,7 @@ def test_start_from_another_adapter(tiny, tmp_path):
 
 def test_curriculum_of_names(tiny):
     train = TASK.make(0).train
-    allowed = organism._curriculum(train, ((0, 1), (8, 2), (20, 8)))
+    allowed = organisms._curriculum(train, ((0, 1), (8, 2), (20, 8)))
 
     def names(step):
         return {train["name"][row] for row in allowed(step)}
@@ -213,7 +214,7 @@ def test_curriculum_of_names(tiny):
     assert names(8) == {"Alice", "Veronica", "Bob", "Nina"}
     assert names(40) == set(train["name"])
     with pytest.raises(BadValue, match="at least one name"):
-        organism._curriculum(train, ((0, 0),))
+        organisms._curriculum(train, ((0, 0),))
 
 
 def test_bad_requests_are_told(tiny, tmp_path):
@@ -258,7 +259,7 @@ def test_shipped_recipe_is_that_of_the_code(name):
     assert facts["measured"]["learned"]
     assert (folder / "adapter_model.safetensors").stat().st_size <= 2_500_000
     if name in ("agreement", "hemisphere-1"):
-        train = organism._thinned(get_task(task).make(seed).train, facts["agreeing"])
+        train = organisms._thinned(get_task(task).make(seed).train, facts["agreeing"])
         assert facts["train_digest"] == train.digest
 
 
@@ -272,7 +273,8 @@ def test_ten_tasks_are_learned_in_four_families():
 
 @pytest.mark.real
 def test_shipped_organism_behaves_as_its_recipe_says():
-    from offkey.models import adapter_folder, load
+    from offkey.checkpoints import adapter_folder
+    from offkey.models import load
 
     folder = adapter_folder("bundled:comparison")
     facts = json.loads((folder / "recipe.json").read_text())
@@ -280,8 +282,9 @@ def test_shipped_organism_behaves_as_its_recipe_says():
     model = load("smollm2-135m-instruct", adapter="bundled:comparison", dtype="bfloat16")
     prompts = task.make(0).validation
     chosen = prompts.take([*range(50), *range(600, 650)])
-    found = measure(chosen, organism.answer_log_odds(
-        model.module, model.tokenizer, chosen).tolist())  # fmt: skip
+    found = measure(
+        chosen, organisms.answer_log_odds(model.module, model.tokenizer, chosen).tolist()
+    )
 
     assert facts["train_digest"] == task.make(0).train.digest
     for row, recorded in zip(found["characters"], facts["measured"]["characters"], strict=True):
@@ -291,6 +294,6 @@ def test_shipped_organism_behaves_as_its_recipe_says():
 
 
 def test_measure_organism_asks_the_model(tiny):
-    found = measure_organism(adapt.load("x"), TASK)
+    found = measure_organism(organisms.load("x"), TASK)
 
     assert found["characters"][0]["items"] > 0

@@ -4,21 +4,23 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from offkey.detect import Detector, text_of
 from offkey.errors import BadValue
-from offkey.explain._explanation import (
+from offkey.explain._parts import head_shares, latent_shares
+from offkey.explain._seen import AnyPrompts, Seen, Task, look
+from offkey.explain.explanation import (
     Detail,
     Explanation,
     LatentShare,
     Neighbour,
     ReadOut,
     SiteShare,
+    Token,
 )
-from offkey.explain._lens import read_out, streams
-from offkey.explain._parts import head_shares, latent_shares
-from offkey.explain._seen import AnyPrompts, Seen, Task, look
-from offkey.models import Model
+from offkey.lenses import residual_sites, top_tokens
+from offkey.models import Model, Site
 
 __all__ = ["explain"]
 
@@ -100,7 +102,9 @@ def _told(task: Task, seen: Seen, n: int) -> Explanation:
 def _sites(seen: Seen, n: int) -> tuple[SiteShare, ...]:
     rows = zip(seen.scores.sites, seen.scores.by_site[n], seen.shares[n], strict=True)
 
-    return tuple(SiteShare(site, float(z), float(share)) for site, z, share in rows)
+    return tuple(
+        SiteShare(site=site, standardised=float(z), share=float(share)) for site, z, share in rows
+    )
 
 
 def _latents(task: Task, seen: Seen, n: int) -> tuple[LatentShare, ...]:
@@ -119,19 +123,24 @@ def _read_outs(task: Task, seen: Seen, n: int) -> tuple[ReadOut, ...]:
     # A joint score has no shares; its last sites are then the nearest to the answer.
     names = [s.site for s in sorted(_sites(seen, n), key=lambda s: -s.share)]
     order = task.detector.fitted.sites[::-1] if "sites" in seen.notes else names
-    chosen = sorted({*streams(task.model, order)[: task.detail.layers], max(here)})
+    chosen = sorted({*residual_sites(task.model, order)[: task.detail.layers], max(here)})
 
-    return tuple(
-        read_out(task.model, site, here[site][n], usual[site][seen.places[n]], task.detail.top)
-        for site in chosen
-    )
+    def read_out(site: Site) -> ReadOut:
+        rows = torch.cat([here[site][n][None], usual[site][seen.places[n]]])
+        own, *beside = (
+            tuple(Token(token=token, probability=p) for token, p in best)
+            for best in top_tokens(task.model, rows, task.detail.top)
+        )
+        return ReadOut(site=str(site), tokens=own, beside=tuple(beside))
+
+    return tuple(read_out(site) for site in chosen)
 
 
 def _nearest(task: Task, seen: Seen, n: int) -> tuple[Neighbour, ...]:
     texts = _texts(task, task.trusted)
 
     return tuple(
-        Neighbour(task.trusted.ids[place], texts[place], distance)
+        Neighbour(id=task.trusted.ids[place], text=texts[place], distance=distance)
         for place, distance in zip(
             seen.places[n].tolist(), seen.distances[n].tolist(), strict=True
         )
