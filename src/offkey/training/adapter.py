@@ -16,16 +16,16 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from offkey.errors import Mismatch, UnmappedModel
+from offkey.errors import Mismatch, UnmappedModel, check
 from offkey.storage import write_json, write_tensors
 
-__all__ = ["Adapted", "Adapter", "attach"]
+__all__ = ["AdaptedLinear", "Adapter", "attach"]
 
 PREFIX = "base_model.model."
 
 
 class _LowRank(torch.autograd.Function):
-    """The map with its adapter, without a gradient for the frozen weight."""
+    """A linear map with an adapter, without a gradient for the frozen weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class _LowRank(torch.autograd.Function):
         return back.view(*grad.shape[:-1], weight.shape[1]), None, inner.T @ rows, flat.T @ hidden
 
 
-class Adapted(nn.Module):
-    """A linear map with its adapter."""
+class AdaptedLinear(nn.Module):
+    """A linear map with an adapter."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, seed: torch.Generator) -> None:
         super().__init__()
@@ -93,18 +93,18 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """A and B in bfloat16, under PEFT's names."""
         ends = {"down": "lora_A.weight", "up": "lora_B.weight"}
-        found = {}
+        tensors = {}
         for key, value in self.parameters.items():
             path, _, name = key.rpartition(".")
-            found[f"{PREFIX}{path}.{ends[name]}"] = value.detach().to(torch.bfloat16)
+            tensors[f"{PREFIX}{path}.{ends[name]}"] = value.detach().to(torch.bfloat16)
 
-        return found
+        return tensors
 
     def save(self, folder: Path, base: str) -> None:
         """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them.
 
         Args:
-            folder: made if it is not there.
+            folder: created if it does not exist.
             base: name of the model that the adapter belongs to.
         """
         write_tensors(folder / "adapter_model.safetensors", self.tensors(), {"format": "pt"})
@@ -123,15 +123,19 @@ class Adapter:
         write_json(folder / "adapter_config.json", settings)
 
     def load(self, folder: Path) -> None:
-        """Puts the values of a saved adapter in place, as a start for training.
+        """Copies the values of a saved adapter into this one, as a start for training.
 
         Raises:
             Mismatch: it has other maps, rank or shapes.
         """
         saved = load_file(folder / "adapter_model.safetensors")
         own = self.tensors()
-        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
-            raise Mismatch("it has other maps or another rank", where=f"adapter {folder}")
+        check(
+            {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in own.items()},
+            "it has other maps or another rank",
+            where=f"adapter {folder}",
+            error=Mismatch,
+        )
         with torch.no_grad():
             for parameter, key in zip(self.parameters.values(), own, strict=True):
                 parameter.copy_(saved[key])
@@ -146,15 +150,15 @@ def attach(
     maps: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Iterator[Adapter]:
-    """Puts a new adapter on a model; afterwards the model is as it was.
+    """Attaches a new adapter to a model, and restores the model afterwards.
 
     Args:
-        module: the model, whose own parameters stand still meanwhile.
+        module: the model, whose own parameters are frozen meanwhile.
         rank: rank of each map's change.
         alpha: the change is scaled by ``alpha / rank``.
-        maps: last names of the linear maps that are adapted; by default all but the one to the
+        maps: last names of the linear maps to adapt; by default all but the one to the
             vocabulary.
-        seed: seed of A's initial values; B begins at zero.
+        seed: seed of A's initial values; B starts at zero.
 
     Raises:
         UnmappedModel: there is no such map.
@@ -167,7 +171,8 @@ def attach(
     wanted = {name: p.requires_grad for name, p in module.named_parameters()}
     module.requires_grad_(False)
     layers = {
-        path: Adapted(linear, rank, alpha / rank, generator) for path, linear in linears.items()
+        path: AdaptedLinear(linear, rank, alpha / rank, generator)
+        for path, linear in linears.items()
     }
     try:
         for path, layer in layers.items():

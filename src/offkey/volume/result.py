@@ -1,4 +1,4 @@
-"""What an estimate of a volume says, and how sure it is."""
+"""The result of an estimate of a volume, and how certain it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from offkey.errors import PriorMismatch
-from offkey.volume._search import STATUSES
+from offkey.volume.search import STATUSES
 
 __all__ = ["LEAST_ESS", "VolumeResult", "log_ratio"]
 
@@ -25,17 +25,17 @@ LEAST_ESS = 10.0
 class VolumeResult:
     r"""A volume in log space, from the weights of rays.
 
-    Each ray's weight is an unbiased estimate of the volume, so their mean is too. Where few rays
-    outweigh all others the mean of so many is, nearly always, far too small.
+    Each ray's weight is an unbiased estimate of the volume, and so is their mean. Where a few rays
+    outweigh all others, the mean of a sample is nearly always far too small.
 
     Attributes:
         rays: columns of equal length: ``direction``, ``radius``, ``cost``, ``evaluated`` (radius
             that the cost was taken at), ``status``, ``evaluations``, ``length`` and ``slope`` of
             the direction, ``log_weight`` (nats).
-        norm_term: :math:`-|\theta|^2 / 2\sigma^2` in nats, which hangs on the anchor alone; 0
+        norm_term: :math:`-|\theta|^2 / 2\sigma^2` in nats, which depends on the anchor alone; 0
             under a flat measure.
-        is_probability: whether it is a Gaussian's probability rather than a volume.
-        evaluations: cost evaluations in all, the anchor's and the first search included.
+        is_probability: whether it is the probability of a Gaussian measure, not a plain volume.
+        evaluations: cost evaluations in all, the anchor's included.
         meta: settings, cost and data, dimensions.
     """
 
@@ -57,29 +57,30 @@ class VolumeResult:
 
     @property
     def log_prob(self) -> float:
-        """The same under the name it has for a Gaussian measure, in nats.
+        """The log volume under a Gaussian measure, a log probability, in nats.
 
         Raises:
             PriorMismatch: the measure is no probability.
         """
         if not self.is_probability:
-            raise PriorMismatch("the measure was Lebesgue's", where="log_prob",
-                                mend="Use log_volume")  # fmt: skip
+            raise PriorMismatch(
+                "the measure was Lebesgue's", where="log_prob", mend="Use log_volume"
+            )
         return self.log_volume
 
     @property
     def bits(self) -> float:
-        """The same in bits."""
+        """The log volume in bits."""
         return self.log_volume / log(2)
 
     @property
     def radius_term(self) -> float:
-        """What is left without the norm term, in nats: all that hangs on the radii."""
+        """The log volume without the norm term, in nats: the part that depends on the radii."""
         return self.log_volume - self.norm_term
 
     @property
     def mean(self) -> float:
-        """Mean of the log weights, in nats: what a typical ray says."""
+        """Mean of the log weights, in nats: the log volume by a typical ray."""
         return float(np.mean(self.log_weights))
 
     @property
@@ -104,7 +105,7 @@ class VolumeResult:
 
     @property
     def is_bound(self) -> bool:
-        """Whether this is only a lower bound: too few effective rays, or searches that failed."""
+        """Whether this is only a lower bound: too few effective rays, or failed searches."""
         lost = np.isin(self.rays["status"], ("nonfinite", "budget")).any()
 
         return bool(lost or self.ess < LEAST_ESS)
@@ -113,8 +114,8 @@ class VolumeResult:
     def interval(self) -> tuple[float, float | None]:
         """A 95 % interval, in nats.
 
-        Where there is only a bound it has no upper end: by Markov's inequality the mean of
-        unbiased weights is above twenty times the volume at most once in twenty times.
+        A bound has no upper end; its lower end is Markov's inequality: the mean of unbiased
+        weights exceeds twenty times the volume with probability of at most 1/20.
         """
         if self.is_bound:
             return self.log_volume + log(0.05), None
@@ -127,42 +128,49 @@ class VolumeResult:
     @property
     def statuses(self) -> dict[str, int]:
         """How many rays ended in each way."""
-        told = list(self.rays["status"])
-        return {status: told.count(status) for status in STATUSES if status in told}
+        ended = list(self.rays["status"])
+        return {status: ended.count(status) for status in STATUSES if status in ended}
 
     def summary(self) -> dict[str, Any]:
-        """One flat row: figures in nats, then how they were had."""
+        """One flat row: the figures in nats, then the sample that they come from."""
         low, high = self.interval
         radii = self.rays["radius"][np.isfinite(self.rays["radius"])]
         return {
-            "log_volume_nats": self.log_volume, "low": low, "high": high, "bits": self.bits,
-            "is_bound": self.is_bound, "norm_term_nats": self.norm_term,
-            "radius_term_nats": self.radius_term, "mean_nats": self.mean, "std_nats": self.std,
-            "max_nats": self.max, "effective_sample_size": self.ess, "rays": len(self.log_weights),
+            "log_volume_nats": self.log_volume,
+            "low": low,
+            "high": high,
+            "bits": self.bits,
+            "is_bound": self.is_bound,
+            "norm_term_nats": self.norm_term,
+            "radius_term_nats": self.radius_term,
+            "mean_nats": self.mean,
+            "std_nats": self.std,
+            "max_nats": self.max,
+            "effective_sample_size": self.ess,
+            "rays": len(self.log_weights),
             "median_radius": float(np.median(radii)) if len(radii) else None,
             "evaluations": self.evaluations,
             "evaluations_per_ray": float(np.mean(self.rays["evaluations"])),
             **{f"rays_{status}": count for status, count in self.statuses.items()},
-        }  # fmt: skip
+        }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a ray; what is infinite is null."""
+        """One row for each ray; values that are not finite are null."""
         columns = {name: values.tolist() for name, values in self.rays.items()}
-        listed = [
-            dict(zip(columns, row, strict=True))
-            for row in zip(*columns.values(), strict=True)
-        ]  # fmt: skip
+        rows = (
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        )
         return [
             {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-            for row in listed
+            for row in rows
         ]
 
 
 def log_ratio(a: VolumeResult, b: VolumeResult) -> float:
-    """Log of the ratio of two volumes, in nats, if they measure the same thing.
+    """Log ratio of two comparable volumes, in nats.
 
     Raises:
-        PriorMismatch: they differ in measure, cutoff, parameters or data; names which.
+        PriorMismatch: they differ in measure, cutoff, parameters or data; says in which.
     """
     for name in ("measure", "eps", "params", "dimensions", "data"):
         if a.meta.get(name) != b.meta.get(name):

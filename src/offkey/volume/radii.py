@@ -1,4 +1,4 @@
-"""Each example's own radii, along directions that all of them share."""
+"""The radii of each example, along directions that all examples share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,32 +6,29 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from offkey.errors import BadValue, InvalidAnchor
-from offkey.volume._costs import Cost
-from offkey.volume._noise import Noise
-from offkey.volume._precision import check_precision
-from offkey.volume._proposals import Uniform
-from offkey.volume._rays import Ray, Step
-from offkey.volume._search import Search, find_crossings
-from offkey.volume._space import Space
+from offkey.errors import BadValue, InvalidAnchor, check
+from offkey.volume.costs import Cost
+from offkey.volume.proposals import Uniform
+from offkey.volume.rays import Noise, Ray, RayStep, Space, check_precision
+from offkey.volume.search import CrossingSearch, find_crossings
 
-__all__ = ["Radii", "radii", "typical_radius"]
+__all__ = ["ExampleRadii", "radii", "typical_radius"]
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Radii:
+class ExampleRadii:
     """Radii at which examples reach the cutoff.
 
     Attributes:
-        values: ``[n, k]``, one a direction; a censored one is the end of the grid that it is
-            beyond.
+        values: ``[n, k]``, one for each direction; a censored one is the end of the grid beyond
+            which it lies.
         censored: ``[n, k]``: −1 below the grid, 1 above it, 0 within.
-        logs: ``[n, k]`` natural logarithms; those below the grid are followed down by the square
+        logs: ``[n, k]`` natural logarithms; those below the grid are extrapolated by the square
             law that holds near the anchor, those above it stay at its end.
         grid: the radii that were evaluated, ``[g]``.
-        forwards: forward passes of the model spent, the anchor's not included.
+        forwards: forward passes of the model, without the anchor's.
         evaluations: perturbations evaluated: at most directions times grid.
     """
 
@@ -51,13 +48,13 @@ def radii(
     *,
     params: str | Sequence[str] = "*",
     seed: int = 0,
-) -> Radii:
+) -> ExampleRadii:
     """The radius of each example along each direction, from one shared grid.
 
     One evaluation gives the cost of all examples, so the number of evaluations is at most
     directions times grid, however many examples there are; an example that has crossed is not run
-    at longer radii. Between two radii of the grid the logarithm of
-    the cost is interpolated in the logarithm of the radius; the first crossing counts.
+    at larger radii. Between two radii of the grid the logarithm of the cost is interpolated
+    linearly in the logarithm of the radius; the first crossing counts.
 
     Args:
         cost_per_example: a cost with ``reduce="per_example"``.
@@ -65,40 +62,43 @@ def radii(
         directions: how many uniform directions, or their numbers.
         grid: radii, ascending, usually geometric.
         params: which parameters move.
-        seed: of the directions.
+        seed: seed of the directions.
 
     Raises:
-        BadValue: the cutoff or the grid is not positive and ascending.
+        BadValue: the cutoff is not positive, or the grid not positive and ascending.
         NoMatchingParameters: a pattern matches none.
         InvalidAnchor: the cost of no perturbation is not zero.
-        PrecisionTooLow: weights are too coarse for the steps.
+        PrecisionTooLow: the dtype of the weights is too coarse for the steps.
     """
     r = np.asarray(grid, dtype=np.float64)
-    if not (np.isfinite(eps) and eps > 0):
-        raise BadValue(f"{eps} is not a positive number", where="eps")
-    if r.ndim != 1 or len(r) < 2 or not (r[0] > 0 and (np.diff(r) > 0).all()):
-        raise BadValue("at least two positive ascending radii are needed", where="grid")
+    check(bool(np.isfinite(eps) and eps > 0), f"{eps} is not a positive number", where="eps")
+    ascending = r.ndim == 1 and len(r) >= 2 and r[0] > 0 and (np.diff(r) > 0).all()
+    check(bool(ascending), "at least two positive ascending radii are needed", where="grid")
     space = Space.of(cost_per_example.parameters, params)
     cost_per_example.check_moving(space.names)
     sampler = Uniform().sampler(space, eps, np.inf)
-    still = cost_per_example({})
-    if not (np.abs(still) <= 1e-3 * eps).all():
-        raise InvalidAnchor(f"the cost of no perturbation is {np.abs(still).max():.3g}, not 0",
-                            where="cost", mend="Subtract its value at the anchor")  # fmt: skip
+    at_anchor = cost_per_example({})
+    check(
+        bool((np.abs(at_anchor) <= 1e-3 * eps).all()),
+        f"the cost of no perturbation is {np.abs(at_anchor).max():.3g}, not 0",
+        where="cost",
+        mend="Subtract its value at the anchor",
+        error=InvalidAnchor,
+    )
     before, evals = cost_per_example.forwards, cost_per_example.evaluations
     numbers = range(directions) if isinstance(directions, int) else directions
-    found = []
+    crossings = []
     for number in numbers:
         ray = sampler.ray(Noise(seed, number))
-        costs = _until_crossed(cost_per_example, ray, r, eps, len(still))
-        found.append(_crossings(costs, r, eps))
-        if len(found) == 1:
-            usual = float(np.exp(np.median(found[0][0])))
-            check_precision(Step(ray, usual / ray.length), space)
+        costs = _until_crossed(cost_per_example, ray, r, eps, len(at_anchor))
+        crossings.append(_crossings(costs, r, eps))
+        if len(crossings) == 1:
+            median = float(np.exp(np.median(crossings[0][0])))
+            check_precision(RayStep(ray, median / ray.length), space)
         ray.forget()
-    logs, censored = (np.stack(part, axis=1) for part in zip(*found, strict=True))
+    logs, censored = (np.stack(part, axis=1) for part in zip(*crossings, strict=True))
 
-    return Radii(
+    return ExampleRadii(
         values=np.clip(np.exp(logs), r[0], r[-1]),
         censored=censored,
         logs=logs,
@@ -116,27 +116,31 @@ def typical_radius(
     seed: int = 0,
     directions: int = 3,
 ) -> float:
-    """The median radius of a few directions, where a grid may be centred."""
+    """The median radius of a few directions, on which a grid may be centred.
+
+    Raises:
+        BadValue: no direction crosses the cutoff.
+    """
     space = Space.of(cost.parameters, params)
     sampler = Uniform().sampler(space, eps, np.inf)
-    told: list[float] = []
+    crossed: list[float] = []
     for number in range(directions):
         ray = sampler.ray(Noise(seed, number))
-        start = told[-1] if told else 1e-2 * (space.squared or space.dimensions) ** 0.5
+        start = crossed[-1] if crossed else 1e-2 * (space.squared or space.dimensions) ** 0.5
 
         def evaluate(_: Array, t: Float64[Array, " k"], ray: Ray = ray) -> Float64[Array, " k"]:
-            return np.array([float(cost(Step(ray, float(x) / ray.length)).mean()) for x in t])
+            return np.array([float(cost(RayStep(ray, float(x) / ray.length)).mean()) for x in t])
 
-        found = find_crossings(
-            evaluate, np.array([start]), 2.0, np.array([np.inf]), eps, Search(rtol=0.1)
+        crossing = find_crossings(
+            evaluate, np.array([start]), 2.0, np.array([np.inf]), eps, CrossingSearch(rtol=0.1)
         )
-        if found.status[0] in ("ok", "nonmonotone"):
-            told.append(float(found.radius[0]))
+        if crossing.status[0] in ("ok", "nonmonotone"):
+            crossed.append(float(crossing.radius[0]))
         ray.forget()
-    if not told:
+    if not crossed:
         raise BadValue("no direction crosses the cutoff", where="radii", mend="Give the grid")
 
-    return float(np.median(told))
+    return float(np.median(crossed))
 
 
 def _until_crossed(
@@ -146,7 +150,7 @@ def _until_crossed(
     costs = np.full((count, len(grid)), np.inf)
     below = np.ones(count, dtype=bool)
     for place, x in enumerate(grid):
-        costs[below, place] = cost(Step(ray, x / ray.length), among=below)
+        costs[below, place] = cost(RayStep(ray, x / ray.length), among=below)
         below &= costs[:, place] < eps
         if not below.any():
             break
@@ -157,7 +161,7 @@ def _until_crossed(
 def _crossings(
     costs: Float64[Array, "n g"], grid: Float64[Array, " g"], eps: float
 ) -> tuple[Float64[Array, " n"], Array]:
-    """Log radius of the first crossing of each row, and on which side of the grid it is."""
+    """Log radius of the first crossing of each row, and on which side of the grid it lies."""
     above: Bool[Array, "n g"] = ~(costs < eps)
     first = np.where(above.any(1), above.argmax(1), len(grid))
     rows = np.arange(len(costs))
@@ -167,7 +171,7 @@ def _crossings(
         log_c = np.log(np.maximum(costs, 0)) - np.log(eps)
         low, high = log_c[rows, right - 1], log_c[rows, right]
         inside = log_r[right - 1] - low / (high - low) * (log_r[right] - log_r[right - 1])
-    # With one end unseen the square law leads from the other, or nowhere.
+    # Where only one end is finite the square law extrapolates from it.
     square = np.where(np.isfinite(high), log_r[right] - high / 2, log_r[right - 1])
     inside = np.where(np.isfinite(low) & np.isfinite(high), inside, square)
     inside = np.clip(inside, log_r[right - 1], log_r[right])
@@ -175,5 +179,6 @@ def _crossings(
     below = log_r[0] - np.where(np.isfinite(start), start, 0.0) / 2
     censored = np.where(first == 0, -1, np.where(first == len(grid), 1, 0))
 
-    return np.select([censored < 0, censored > 0], [below, np.full_like(below, log_r[-1])],
-                     inside), censored  # fmt: skip
+    ends = [below, np.full_like(below, log_r[-1])]
+
+    return np.select([censored < 0, censored > 0], ends, inside), censored

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from offkey.errors import BadValue
+from offkey.errors import check, check_choice
 
-__all__ = ["STATUSES", "Crossings", "Guide", "Search", "find_crossings"]
+__all__ = ["STATUSES", "CrossingSearch", "Crossings", "Guide", "find_crossings"]
 
 Array = np.ndarray
 Evaluate = Callable[[Int64[Array, " k"], Float64[Array, " k"]], Float64[Array, " k"]]
@@ -18,28 +18,28 @@ Evaluate = Callable[[Int64[Array, " k"], Float64[Array, " k"]], Float64[Array, "
 
 STATUSES = ("ok", "infinite", "nonfinite", "nonmonotone", "budget")
 LEAP = 32.0
-"""By what factor a radius changes at most in one step."""
+"""The largest factor by which a radius changes in one step."""
 NARROW = 1e-7
-"""Relative width of a bracket at which a jump has been found."""
+"""Relative width of a bracket at which the cost jumps across the cutoff."""
 PATIENCE = 6
-"""Evaluations after which every other step halves the bracket."""
+"""Evaluations after which every second step halves the bracket."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """How a crossing is looked for.
+class CrossingSearch:
+    """How to search for a crossing.
 
-    A secant in the logarithms of radius and cost, which is exact at once where the cost is a
-    power of the radius, kept inside the bracket of what was evaluated. The radius that is
-    returned is the secant's within the tolerance, so its own error is of second order.
+    A secant in the logarithms of radius and cost, which is exact in one step where the cost is a
+    power of the radius, safeguarded by the bracket of the points evaluated so far. Within the
+    tolerance the radius returned is the secant's, so its own error is of second order.
 
     Attributes:
-        rtol: the cost is found when it is within this share of the cutoff.
-        max_evals: evaluations after which a ray is given up, with status ``budget``.
+        rtol: relative tolerance of the cost at the crossing, as a share of the cutoff.
+        max_evals: evaluations after which a ray is abandoned, with status ``budget``.
         scan: further evaluations spread between the anchor and the crossing, which find an
             earlier one where the cost is not monotone.
-        start: where a ray begins: at the ``median`` radius of the first rays, or by the
-            curvature along the ray from one forward-mode derivative, ``jvp``.
+        start: where a ray begins: at the ``median`` radius of the first rays, or where the
+            curvature along the ray, from one forward-mode derivative, puts it (``jvp``).
     """
 
     rtol: float = 1e-2
@@ -48,19 +48,19 @@ class Search:
     start: Literal["median", "jvp"] = "median"
 
     def __post_init__(self) -> None:
-        if not 0 < self.rtol < 1:
-            raise BadValue(f"{self.rtol} is not between 0 and 1", where="search rtol")
-        if self.max_evals < 2 or self.scan < 0:
-            raise BadValue("at least 2 evaluations and 0 more are needed",
-                           where="search max_evals, scan")  # fmt: skip
-        if self.start not in ("median", "jvp"):
-            raise BadValue(f"{self.start!r} is not known", where="search start",
-                           mend="Use median or jvp")  # fmt: skip
+        check(0 < self.rtol < 1, f"{self.rtol} is not between 0 and 1", where="search rtol")
+        check(
+            self.max_evals >= 2 and self.scan >= 0,
+            f"max_evals is {self.max_evals} and scan {self.scan}",
+            where="search",
+            mend="Use max_evals of 2 or more and scan of 0 or more",
+        )
+        check_choice("search start", self.start, ("median", "jvp"))
 
 
 @dataclass(frozen=True)
 class Guide:
-    """Where searches begin: a radius, and the power of the radius that the cost grows by."""
+    """Where a search begins: a radius, and the power of the radius with which the cost grows."""
 
     radius: float
     power: float = 2.0
@@ -68,17 +68,17 @@ class Guide:
 
 @dataclass(frozen=True)
 class Crossings:
-    """What was found on each ray.
+    """Where each ray crosses the cutoff.
 
     Attributes:
-        radius: first crossing seen; infinite where there is none, and the greatest radius seen
-            below the cutoff where the search failed.
-        cost: at the evaluated radius nearest to the crossing.
+        radius: first crossing found; infinite where there is none, and the largest radius with a
+            cost below the cutoff where the search failed.
+        cost: cost at the last radius evaluated.
         evaluated: that radius.
-        power: local power of the radius that the cost grows by.
+        power: local power of the radius with which the cost grows.
         status: one of :data:`STATUSES`.
-        evals: evaluations spent.
-        lowest: least cost seen.
+        evals: number of evaluations.
+        lowest: lowest cost found.
     """
 
     radius: Float64[Array, " m"]
@@ -96,39 +96,39 @@ def find_crossings(
     power: float,
     limit: Float64[Array, " m"],
     eps: float,
-    settings: Search,
+    settings: CrossingSearch,
 ) -> Crossings:
-    """Searches rays side by side; what one finds does not depend on the others.
+    """Searches many rays side by side; the result of one does not depend on the others.
 
     Args:
-        evaluate: costs of some rays at radii.
+        evaluate: costs of some rays, each at a radius of its own.
         start: radius of each ray's first evaluation.
         power: expected power of the radius, used until there are two points.
-        limit: radius of each ray beyond which nothing matters.
+        limit: radius of each ray beyond which a crossing makes no difference.
         eps: the cutoff.
         settings: tolerances.
     """
-    state = _State.fresh(np.minimum(start, limit), power, limit, eps, settings)
+    state = _SearchState.fresh(np.minimum(start, limit), power, limit, eps, settings)
     while state.active.any():
         rows = state.active.nonzero()[0]
-        state.see(rows, evaluate(rows, state.t[rows]))
-        state.judge(rows)
+        state.record(rows, evaluate(rows, state.t[rows]))
+        state.stop_finished(rows)
         state.advance(state.active.nonzero()[0])
     radius = state.radii()
     if settings.scan:
         _scan(state, radius, evaluate)
 
-    return state.found(radius)
+    return state.crossings(radius)
 
 
 @dataclass
-class _State:
-    """Everything known of the rays under way; logarithms of cost are relative to the cutoff."""
+class _SearchState:
+    """All rays of a search; logarithms of cost are relative to the cutoff."""
 
     t: Array
     limit: Array
     eps: float
-    settings: Search
+    settings: CrossingSearch
     power: Array
     low: Array
     high: Array
@@ -144,46 +144,57 @@ class _State:
     history: list[list[tuple[float, float]]] = field(default_factory=list)
 
     @classmethod
-    def fresh(cls, t: Array, power: float, limit: Array, eps: float, settings: Search) -> "_State":
+    def fresh(
+        cls, t: Array, power: float, limit: Array, eps: float, settings: CrossingSearch
+    ) -> Self:
         m = len(t)
         nan = np.full(m, np.nan)
 
         return cls(
-            t=t.astype(np.float64), limit=limit, eps=eps, settings=settings,
-            power=np.full(m, power), low=np.zeros(m), high=np.full(m, np.inf),
-            log_low=nan.copy(), log_high=nan.copy(), last_t=nan.copy(), last_log=nan.copy(),
-            log=nan.copy(), cost=nan.copy(), active=np.ones(m, dtype=bool),
-            evals=np.zeros(m, dtype=np.int64), status=np.full(m, "budget", dtype="<U12"),
+            t=t.astype(np.float64),
+            limit=limit,
+            eps=eps,
+            settings=settings,
+            power=np.full(m, power),
+            low=np.zeros(m),
+            high=np.full(m, np.inf),
+            log_low=nan.copy(),
+            log_high=nan.copy(),
+            last_t=nan.copy(),
+            last_log=nan.copy(),
+            log=nan.copy(),
+            cost=nan.copy(),
+            active=np.ones(m, dtype=bool),
+            evals=np.zeros(m, dtype=np.int64),
+            status=np.full(m, "budget", dtype="<U12"),
             history=[[] for _ in range(m)],
-        )  # fmt: skip
+        )
 
-    def see(self, rows: Array, cost: Array) -> None:
-        """Takes in the costs at the present radii."""
-        self.last_t[rows], self.last_log[rows] = self.history_end(rows)
+    def record(self, rows: Array, cost: Array) -> None:
+        """Records the costs at the present radii."""
+        evaluated = self.evals[rows] > 0
+        self.last_t[rows] = np.where(evaluated, self._last_radius(rows), np.nan)
+        self.last_log[rows] = np.where(evaluated, self.log[rows], np.nan)
         self.evals[rows] += 1
         self.cost[rows] = cost
         with np.errstate(divide="ignore", invalid="ignore"):
-            told = np.where(
+            log_cost = np.where(
                 np.isfinite(cost), np.log(np.maximum(cost, 0)) - np.log(self.eps), np.nan
             )
-        self.log[rows] = told
+        self.log[rows] = log_cost
         t, below = self.t[rows], cost < self.eps
         self.low[rows] = np.where(below, t, self.low[rows])
-        self.log_low[rows] = np.where(below, told, self.log_low[rows])
+        self.log_low[rows] = np.where(below, log_cost, self.log_low[rows])
         self.high[rows] = np.where(below, self.high[rows], t)
-        self.log_high[rows] = np.where(below, self.log_high[rows], told)
+        self.log_high[rows] = np.where(below, self.log_high[rows], log_cost)
         for row, radius, value in zip(rows, t, cost, strict=True):
             self.history[row].append((float(radius), float(value)))
 
-    def history_end(self, rows: Array) -> tuple[Array, Array]:
-        return (np.where(self.evals[rows] > 0, self._seen_t(rows), np.nan),
-                np.where(self.evals[rows] > 0, self.log[rows], np.nan))  # fmt: skip
-
-    def _seen_t(self, rows: Array) -> Array:
+    def _last_radius(self, rows: Array) -> Array:
         return np.array([self.history[r][-1][0] if self.history[r] else np.nan for r in rows])
 
-    def judge(self, rows: Array) -> None:
-        """Ends the rays that are found or lost."""
+    def stop_finished(self, rows: Array) -> None:
+        """Stops the rays whose crossing is found or cannot be found."""
         log, t = self.log[rows], self.t[rows]
         self._learn_power(rows)
         near = np.isfinite(log) & (np.abs(log) <= np.log1p(self.settings.rtol))
@@ -205,7 +216,7 @@ class _State:
         self.active[rows[ended]] = False
 
     def _learn_power(self, rows: Array) -> None:
-        """The secant's slope through the last two points, where that makes sense."""
+        """Takes the slope of the secant through the last two points, where it is plausible."""
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = (self.log[rows] - self.last_log[rows]) / np.log(
                 self.t[rows] / self.last_t[rows]
@@ -214,11 +225,11 @@ class _State:
         self.power[rows] = np.where(good, slope, self.power[rows])
 
     def advance(self, rows: Array) -> None:
-        """Chooses the next radius of each ray that goes on."""
+        """Chooses the next radius of each ray that continues."""
         t, low, high = self.t[rows], self.low[rows], self.high[rows]
         with np.errstate(over="ignore", invalid="ignore"):
-            factor = np.exp(np.clip(-self.log[rows] / self.power[rows], -np.log(LEAP),
-                                    np.log(LEAP)))  # fmt: skip
+            ratio = -self.log[rows] / self.power[rows]
+            factor = np.exp(np.clip(ratio, -np.log(LEAP), np.log(LEAP)))
         blind = ~np.isfinite(self.log[rows])
         factor = np.where(blind, np.where(self.cost[rows] < self.eps, 8.0, 0.125), factor)
         bold = 4.0 ** np.maximum(self.evals[rows] - PATIENCE // 2, 0)
@@ -234,29 +245,30 @@ class _State:
         self.t[rows] = np.where(halve & (low > 0), middle, new)
 
     def _false_position(self, rows: Array, middle: Array) -> Array:
-        """Where the secant through the bracket's ends crosses; its middle where they are blind."""
+        """Where the secant through the bracket's ends crosses; else the middle of the bracket."""
         low, high = self.low[rows], self.high[rows]
         a, b = self.log_low[rows], self.log_high[rows]
         with np.errstate(divide="ignore", invalid="ignore"):
-            told = low * np.exp(-a * np.log(high / low) / (b - a))
-        good = np.isfinite(told) & (told > low) & (told < high)
+            crossing = low * np.exp(-a * np.log(high / low) / (b - a))
+        good = np.isfinite(crossing) & (crossing > low) & (crossing < high)
 
-        return np.where(good, told, middle)
+        return np.where(good, crossing, middle)
 
     def radii(self) -> Array:
-        """Crossings as far as they are known."""
+        """The best estimate of each crossing."""
         with np.errstate(invalid="ignore", over="ignore"):
             exact = self.t * np.exp(-self.log / self.power)
         ok = self.status == "ok"
         near = ok & (np.abs(self.log) <= np.log1p(self.settings.rtol))
         inside = np.clip(exact, self.low, self.high)
-        radius = np.where(near, inside, np.where(ok, self.low, self.low))
+        radius = np.where(near, inside, self.low)
 
         return np.where(self.status == "infinite", np.inf, radius)
 
-    def found(self, radius: Array) -> Crossings:
-        for row, seen in enumerate(self.history):
-            if self.status[row] == "ok" and _falls(seen, self.eps, self.settings.rtol):
+    def crossings(self, radius: Array) -> Crossings:
+        """The result, with rays marked on which the cost was seen to fall."""
+        for row, points in enumerate(self.history):
+            if self.status[row] == "ok" and _falls(points, self.eps, self.settings.rtol):
                 self.status[row] = "nonmonotone"
 
         return Crossings(
@@ -266,21 +278,21 @@ class _State:
             power=self.power,
             status=self.status,
             evals=self.evals,
-            lowest=np.array([min(c for _, c in seen) for seen in self.history]),
+            lowest=np.array([min(cost for _, cost in points) for points in self.history]),
         )
 
 
-def _falls(seen: list[tuple[float, float]], eps: float, rtol: float) -> bool:
-    """Whether the cost is seen to fall on the way out."""
-    costs = np.array([cost for _, cost in sorted(seen)])
+def _falls(points: list[tuple[float, float]], eps: float, rtol: float) -> bool:
+    """Whether the cost falls anywhere on the way out."""
+    costs = np.array([cost for _, cost in sorted(points)])
     costs = costs[np.isfinite(costs)]
     highest = np.maximum.accumulate(costs)
 
     return bool((costs < highest * (1 - rtol) - rtol * eps).any())
 
 
-def _scan(state: _State, radius: Array, evaluate: Evaluate) -> None:
-    """Looks for an earlier crossing, and goes to it."""
+def _scan(state: _SearchState, radius: Array, evaluate: Evaluate) -> None:
+    """Looks for an earlier crossing, and replaces the radius by it."""
     rows = (state.status == "ok").nonzero()[0]
     before = np.zeros(len(rows))
     for step in range(1, state.settings.scan + 1):
@@ -291,13 +303,13 @@ def _scan(state: _State, radius: Array, evaluate: Evaluate) -> None:
         state.evals[rows] += 1
         above = ~(cost < state.eps)
         for row, low, high in zip(rows[above], before[above], t[above], strict=True):
-            radius[row] = _halved(state, int(row), low, high, evaluate)
+            radius[row] = _bisected(state, int(row), low, high, evaluate)
             state.status[row] = "nonmonotone"
         rows, before = rows[~above], t[~above]
 
 
-def _halved(state: _State, row: int, low: float, high: float, evaluate: Evaluate) -> float:
-    """A crossing between two radii, by halving to the tolerance of the radius."""
+def _bisected(state: _SearchState, row: int, low: float, high: float, evaluate: Evaluate) -> float:
+    """A crossing between two radii, by bisection to the tolerance of the radius."""
     one = np.array([row])
     while high - low > state.settings.rtol / 4 * high:
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""The later blocks of a decoder run alone, from what the earlier ones gave once."""
+"""A decoder run from one of its blocks on, from the stored output of the earlier blocks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from offkey.data import Batch
 from offkey.errors import BadValue
 from offkey.models import Model
 
-__all__ = ["Tail", "later_half"]
+__all__ = ["ResumedForward"]
 
 
-class Tail:
+class ResumedForward:
     """Runs a decoder from one of its blocks on.
 
     Args:
@@ -29,8 +29,7 @@ class Tail:
     def __init__(self, model: Model, block: int) -> None:
         count = model.n_blocks or 0
         if not 1 <= block < count:
-            raise BadValue(f"block {block} of {count} cannot be the first to run",
-                           where="start")  # fmt: skip
+            raise BadValue(f"block {block} of {count} cannot be the first to run", where="start")
         assert model.wiring is not None
         self.model, self.block = model, block
         self.early = [part.module for part in model.wiring.blocks[:block]]
@@ -55,11 +54,11 @@ class Tail:
         given = self._given[number]
         if keep is not None:
             given = tree_map_only(Tensor, lambda part: part[keep.to(part.device)], given)
-        with _standing_in(self.early, given):
+        with _replaced(self.early, given):
             return self.model.forward(batch, **extra)
 
-    def sees(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of some parameters whose moving changes nothing but the later blocks."""
+    def later_parameters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of some parameters that only the later blocks use."""
         wiring = self.model.wiring
         assert wiring is not None
         parts = [part.module for part in wiring.blocks[self.block :]]
@@ -71,19 +70,8 @@ class Tail:
         return tuple(name for name in names if id(known[name]) in late)
 
 
-def later_half(model: Model) -> tuple[int | None, tuple[str, ...]]:
-    """The first block of the later half and its parameters; all of them without blocks."""
-    weights = dict(model.module.named_parameters())
-    if model.wiring is None or len(model.wiring.blocks) < 2:
-        return None, tuple(weights)
-    block = len(model.wiring.blocks) // 2
-    late = {id(w) for part in model.wiring.blocks[block:] for w in part.module.parameters()}
-
-    return block, tuple(name for name, weight in weights.items() if id(weight) in late)
-
-
 @contextmanager
-def _standing_in(blocks: list[nn.Module], output: Any) -> Iterator[None]:
+def _replaced(blocks: list[nn.Module], output: Any) -> Iterator[None]:
     """Lets blocks give an output without computing it."""
     before = [block.__dict__.get("forward") for block in blocks]
     try:

@@ -1,4 +1,4 @@
-"""Curvature of a KL cost, for proposals: the Fisher information of the outputs."""
+"""The Fisher information of a model's outputs: the curvature of a KL cost, for proposals."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from offkey.errors import BadValue
+from offkey.errors import check
 from offkey.stats import named_rng
-from offkey.volume._model_costs import ModelCost
-from offkey.volume._space import Space
+from offkey.volume.costs import ModelCost
+from offkey.volume.rays import Space
 
 __all__ = ["fisher_dense", "fisher_diagonal"]
 
 LARGEST = 20_000
-"""Parameters up to which a dense matrix is made."""
+"""The most parameters of a dense matrix."""
 
 
 def fisher_diagonal(
@@ -22,23 +22,26 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """Diagonal of the Fisher information per token, from answers drawn from the model itself.
 
-    Unbiased: answers of different tokens are drawn apart, so the square of an example's summed
-    gradient is, in expectation, the sum of the squares. One backward pass an example and draw.
+    Unbiased: the answers of different tokens are drawn independently, so the square of an
+    example's summed gradient is, in expectation, the sum of the squares. It takes one backward
+    pass for each example and draw.
 
     Args:
         cost: model and data.
         params: which parameters move.
-        draws: answers drawn for each token.
-        seed: of the answers.
+        draws: number of answers drawn for each token.
+        seed: seed of the answers.
 
     Returns:
-        By parameter name, in the parameter's shape, float32 or better; what
-        :class:`~offkey.volume.Diagonal` takes.
+        By parameter name, in the parameter's shape, in float32 or better, as
+        :class:`~offkey.volume.Diagonal` takes it.
     """
     space = Space.of(cost.parameters, params)
     weights = [cost.parameters[name] for name in space.names]
-    total = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
-             for w in weights]  # fmt: skip
+    total = [
+        torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for weight in weights
+    ]
     generator = torch.Generator().manual_seed(int(named_rng(seed, "fisher").integers(2**63)))
     count = 0
     for logits in _outputs(cost, weights):
@@ -47,9 +50,9 @@ def fisher_diagonal(
         p = log_p.detach().double().softmax(-1).cpu()
         for draw in range(draws):
             answers = torch.multinomial(p, 1, generator=generator).to(log_p.device)
-            told = log_p.gather(-1, answers).sum()
+            likelihood = log_p.gather(-1, answers).sum()
             grads = torch.autograd.grad(
-                told, weights, retain_graph=draw + 1 < draws, allow_unused=True
+                likelihood, weights, retain_graph=draw + 1 < draws, allow_unused=True
             )
             for sum_, grad in zip(total, grads, strict=True):
                 if grad is not None:
@@ -61,16 +64,19 @@ def fisher_diagonal(
 def fisher_dense(cost: ModelCost, params: str | Sequence[str] = "*") -> Float64[Tensor, "D D"]:
     r"""The whole Fisher information per token, :math:`E[J^\top (\mathrm{diag}\,p - pp^\top) J]`.
 
-    Exact; one backward pass for each output of each token, so for small models with few classes.
-    Equal to the Hessian of the KL cost at the anchor.
+    Exact, and equal to the Hessian of the KL cost at the anchor. It takes one backward pass for
+    each output of each token, so it suits small models with few classes.
 
     Raises:
         BadValue: more than 20,000 parameters.
     """
     space = Space.of(cost.parameters, params)
-    if space.dimensions > LARGEST:
-        raise BadValue(f"{space.dimensions} parameters make too large a matrix",
-                       where="fisher_dense", mend="Use fisher_diagonal")  # fmt: skip
+    check(
+        space.dimensions <= LARGEST,
+        f"{space.dimensions} parameters make too large a matrix",
+        where="fisher_dense",
+        mend="Use fisher_diagonal",
+    )
     weights = [cost.parameters[name] for name in space.names]
     total = torch.zeros(space.dimensions, space.dimensions, dtype=torch.float64)
     rows: list[Tensor] = []
@@ -98,7 +104,7 @@ def fisher_dense(cost: ModelCost, params: str | Sequence[str] = "*") -> Float64[
 
 
 def _outputs(cost: ModelCost, weights: list[Tensor]) -> Iterator[Tensor]:
-    """Logits ``[token, vocab]`` of each example, from which gradients lead to the weights."""
+    """Logits ``[token, vocab]`` of each example, with a graph back to the weights."""
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
