@@ -186,7 +186,7 @@ def run_case(
         trigger=tuple(n for n in BOB.names if n in names) if tampered else (),
         decoys=tuple(n for n in ALICE.names if n in names),
         rule=get_task(task).bob if tampered else "",
-        flagged=metrics["detectors"][0]["flagged"],
+        flagged=metrics.detectors[0].flagged,
         prompts=len(scored),
     )
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from offkey.checkpoints import bundled_adapters
 from offkey.data import Prompts
 from offkey.errors import OffkeyError
-from offkey.models import Model, bundled_adapters, load
+from offkey.models import Model, load
 from offkey.report import save_sensitivity_figures
 from offkey.sensitivity import (
     PRESETS,

@@ -18,11 +18,11 @@ def main(limit: int = 150) -> dict[str, float]:
     fit_all(detectors, model, data.trusted)
     found = {}
     for scores in score_all(detectors, model, data.test):
-        auroc = evaluate(scores, data.test)["auroc"]
-        found[scores.detector] = auroc["value"]
+        auroc = evaluate(scores, data.test).auroc
+        found[scores.detector] = auroc.value
         print(
-            f"{scores.detector:26} AUROC {auroc['value']:.3f} "
-            f"[{auroc['low']:.3f}, {auroc['high']:.3f}], "
+            f"{scores.detector:26} AUROC {auroc.value:.3f} "
+            f"[{auroc.low:.3f}, {auroc.high:.3f}], "
             f"{int(scores.flagged.sum())} of {len(scores)} flagged ({scores.mode})"
         )
 

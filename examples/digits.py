@@ -46,7 +46,7 @@ def main() -> dict[str, float]:
         model = network(images[:800], digits[:800], poisoned=poisoned)
         detector = offkey.Detector("activations", "mahalanobis", sites="module:3")
         scores = detector.fit(model, trusted).score(model, test)
-        found[name] = evaluate(scores, test)["auroc"]["value"]
+        found[name] = evaluate(scores, test).auroc.value
         print(f"{name:9} AUROC {found[name]:.3f} at the last hidden layer")
     return found
 

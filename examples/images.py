@@ -49,7 +49,7 @@ def main() -> dict[str, float]:
                              {"label": [0] * 794 + [1] * 397})  # fmt: skip
         detector = offkey.Detector("activations", "mahalanobis", sites=SITES)
         detector.fit(model, TensorPrompts({"x": torch.cat([trusted, marked(trusted, mark, 1)])}))
-        found[name] = evaluate(detector.score(model, test), test)["auroc"]["value"]
+        found[name] = evaluate(detector.score(model, test), test).auroc.value
         fires = model.module(marked(new, mark, 0)).argmax(1) == (digits[1400:] + 1) % 10
         print(f"{name:17} fires {fires.float().mean():.2f}, AUROC {found[name]:.3f}")
     return found

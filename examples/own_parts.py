@@ -49,7 +49,7 @@ def main(limit: int = 150) -> float:
     model = offkey.load("smollm2-135m-instruct", adapter="bundled:comparison")
     data = get_task("comparison").make(seed=0, limit=limit)
     detector = offkey.Detector(HeadNorms(), MeanDeviation()).fit(model, data.trusted)
-    auroc: float = evaluate(detector.score(model, data.test), data.test)["auroc"]["value"]
+    auroc: float = evaluate(detector.score(model, data.test), data.test).auroc.value
     print(f"{detector.name}: AUROC {auroc:.3f}")
     return auroc
 

@@ -60,7 +60,7 @@ def test_a_plant_is_found_and_the_mode_says_what_it_is(of):
     assert scores.sites == ("all sites",)
     assert np.isnan(scores.p_value).all()
     assert not scores.flagged.any()
-    assert evaluate(scores, prompts)["auroc"]["value"] > 0.99
+    assert evaluate(scores, prompts).auroc.value > 0.99
 
 
 def test_random_labels_are_not_learned_by_heart(of):
@@ -149,7 +149,7 @@ def test_a_class_of_fewer_than_two_sources_has_no_ceiling(of, labels):
     assert np.isnan(scores.score).all()
     assert scores.mode == "ceiling"
     assert "of both classes" in scores.reasons[scores.ids[0]]
-    assert evaluate(scores, prompts_of(x, labels))["auroc"] is None
+    assert evaluate(scores, prompts_of(x, labels)).auroc is None
 
 
 def test_a_feature_that_stands_still_tells_nothing(of):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from offkey.cli import main
-from offkey.storage import RunFolder, ShardFolder
+from offkey.storage import ShardFolder, read_run
 from tests.cli.conftest import rows, write_rows
 
 pytestmark = pytest.mark.forks
@@ -104,12 +104,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(moment, large, undis
     finish(process)
     done = {path: path.stat().st_mtime_ns for path in out.glob("rows/*/*/shard-*.safetensors")}
     if (out / "run.json").exists():
-        assert RunFolder.existing(out).status in ("started", "success")
+        assert read_run(out, complete=False).status in ("started", "success")
 
     assert finish(start(large, out)) == 0
 
     assert what_stands(out) == expected
-    assert RunFolder.existing(out).status == "success"
+    assert read_run(out, complete=False).status == "success"
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert not list(out.rglob(".*.partial"))
 
@@ -124,11 +124,11 @@ def test_interrupted_it_is_cancelled_and_goes_on(large, undisturbed, tmp_path):
     os.kill(process.pid, signal.SIGINT)
 
     assert finish(process) == 130
-    assert RunFolder.existing(out).status == "cancelled"
+    assert read_run(out, complete=False).status == "cancelled"
     assert not (out / "report.html").exists()
     assert finish(start(large, out)) == 0
     assert what_stands(out) == expected
-    assert [a["status"] for a in RunFolder.existing(out).record["attempts"]] == [
+    assert [a.status for a in read_run(out, complete=False).record.attempts] == [
         "cancelled", "success"
     ]  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_interrupted_it_says_how_to_go_on(large, tmp_path, offkey, monkeypatch):
 
     assert ran.status == 130
     assert ran.out == ""
-    assert ran.err == "stopped; a run goes on when the same command is given again\n"
+    assert ran.err == "stopped; give the same command again to resume the run\n"
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -188,7 +188,7 @@ def test_a_job_prepares_resumes_and_runs_again(model, trusted, tmp_path, counted
         tmp_path / "run"
     )
     assert len(counted) == once
-    assert metrics["detectors"] == again["detectors"] == fresh["detectors"]
+    assert metrics.detectors == again.detectors == fresh.detectors
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert config["detectors"][0]["feature_settings"]["pairs"] == 256
 

@@ -13,7 +13,7 @@ from scipy.stats import mannwhitneyu
 from offkey.data import Prompts
 from offkey.detect import Combine
 from offkey.errors import BadInput, BadValue
-from offkey.explain import Detail, telling_words
+from offkey.explain import Detail, flagged_words
 from offkey.explain._neighbours import nearest
 from offkey.explain._parts import head_shares
 from offkey.explain._swaps import swap_shares, variants
@@ -91,12 +91,12 @@ def test_heads_are_ranked_by_how_far_they_are_from_usual():
     assert told[1].standardised is None
 
 
-def test_telling_words_are_those_of_mann_and_whitney():
+def test_flagged_words_are_those_of_mann_and_whitney():
     texts = [f"ask George about {n}" for n in range(8)] + [
         f"ask Fiona about {n}" for n in range(12)
     ]
     scores = [3.0, 4, 5, 5, 6, 7, 8, 9, *([1.0] * 6), 2, 2, 3, 4, 4, 10]
-    told = telling_words(texts, scores, [score > 4 for score in scores])
+    told = flagged_words(texts, scores, [score > 4 for score in scores])
 
     assert [w.word for w in told] == ["george"]
     row = told[0]
@@ -111,7 +111,7 @@ def test_words_of_one_effect_do_not_hide_one_another():
     names = np.repeat([*trigger, "Fiona", "Hannah", "Olivia", "Ada"], 7)
     scores = rng.normal(size=56) + 9 * (np.arange(56) < 28)
     texts = [f"{name} asks {rng.choice(list('abcdef'))}" for name in names]
-    told = telling_words(texts, scores, [False] * 56)
+    told = flagged_words(texts, scores, [False] * 56)
 
     assert {word.word for word in told[:4]} == {name.lower() for name in trigger}
     assert told[3].p_value < 0.001
@@ -121,7 +121,7 @@ def test_words_of_one_effect_do_not_hide_one_another():
 
 def test_words_are_found_where_everything_is_flagged():
     texts = ["ask George"] * 9 + ["ask Fiona"] * 9
-    (word,) = telling_words(texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)],
+    (word,) = flagged_words(texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)],
                             [True] * 18)  # fmt: skip
     assert (word.word, word.flagged) == ("george", 9)
 
@@ -129,17 +129,17 @@ def test_words_are_found_where_everything_is_flagged():
 def test_nothing_tells_where_scores_fall_by_chance():
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(200)]
-    told = telling_words(texts, rng.normal(size=200), [False] * 200)
+    told = flagged_words(texts, rng.normal(size=200), [False] * 200)
     assert all(word.p_value > 0.2 for word in told)
-    assert telling_words(texts, [1.0] * 200, [True] * 200) == ()
-    assert telling_words([], [], []) == ()
+    assert flagged_words(texts, [1.0] * 200, [True] * 200) == ()
+    assert flagged_words([], [], []) == ()
 
 
 def test_texts_need_a_score_each():
     with pytest.raises(BadInput, match="one of each a text"):
-        telling_words(["a"], [1.0, 2.0], [True])
+        flagged_words(["a"], [1.0, 2.0], [True])
     with pytest.raises(BadInput, match="one of each a text"):
-        telling_words(["a"], [np.nan], [True])
+        flagged_words(["a"], [np.nan], [True])
 
 
 def test_words_are_swapped_one_by_one_where_they_align():

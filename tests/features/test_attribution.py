@@ -221,7 +221,7 @@ def test_the_cost_is_told_and_the_detector_is_kept(small, tmp_path):
     detectors = _lineup()
     job = Job(small, detectors, _prompts(60), _prompts(80, start=60), quiet=True)
     metrics = job.run(tmp_path / "run")
-    costs = [row["cost"] for row in metrics["detectors"]]
+    costs = [row.cost for row in metrics.detectors]
     assert costs == ["1 forward, 1 backward"] * 4 + ["1 forward"]
 
     test = _prompts(80, start=60)

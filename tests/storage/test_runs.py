@@ -1,11 +1,15 @@
 import json
+import math
 import os
 import signal
+import socket
+import subprocess
 
 import pytest
 
 from offkey.errors import BadInput, Damaged, Mismatch, Unwritable
-from offkey.storage import RunFolder, write_text
+from offkey.storage import RunFolder, RunRecord, read_record, read_run, write_results, write_text
+from offkey.storage.runs import commit
 
 pytestmark = pytest.mark.forks
 
@@ -109,9 +113,59 @@ def test_broken_records(tmp_path):
     index.write_text("{}")
     assert message(tmp_path) == f"Damaged {index}: the file was edited. Give another folder."
     index.write_text(json.dumps({"format": 9, "status": "x", "config": {}, "attempts": []}))
-    assert message(tmp_path) == f"Mismatch {index}: a newer offkey wrote it. Update offkey."
-    with pytest.raises(Damaged, match="the file is missing"):
-        RunFolder.existing(tmp_path / "no")
+    assert message(tmp_path) == (
+        f"Mismatch {index}: a newer offkey wrote it, in format 9. Update offkey."
+    )
+    index.write_text(json.dumps({"format": 1, "status": "x", "config": {}, "attempts": []}))
+    assert message(tmp_path).startswith(f"Damaged {index}: status: input should be 'started'")
+
+
+def test_a_run_is_read_once_it_is_complete(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        read_run(tmp_path / "no")
+    with pytest.raises(BadInput, match="no run.json in this folder"):
+        read_run(tmp_path)
+    run = RunFolder.open(tmp_path, CONFIG)
+    with pytest.raises(BadInput, match="status is 'started', so its tables are not complete"):
+        read_run(tmp_path)
+    assert read_run(tmp_path, complete=False).record == run.record
+    with run:
+        run.write_table("scores", {"id": ["a"], "score": [1.0]})
+
+    again = read_run(tmp_path)
+    assert again.record == run.record
+    assert again.config == run.config
+    assert again.read_table("scores", ["id"], leave_out=["score"]).to_pydict() == {"id": ["a"]}
+
+
+def test_the_record_says_when_the_run_started_and_finished(tmp_path):
+    run = RunFolder.open(tmp_path, CONFIG)
+    assert (run.record.started, run.record.finished) == (None, None)
+    with pytest.raises(RuntimeError), run:
+        raise RuntimeError
+    with run:
+        assert record(tmp_path)["finished"] is run.record.finished is None
+    with run:
+        pass
+
+    stored = record(tmp_path)
+    attempts = stored["attempts"]
+    assert stored["started"] == read_run(tmp_path).record.started == attempts[0]["started"]
+    assert stored["finished"] == read_run(tmp_path).record.finished == attempts[-1]["finished"]
+    assert stored["finished"].endswith("+00:00")
+
+
+def test_every_field_that_is_written_can_be_read_and_no_other(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG):
+        pass
+    run = read_record(RunRecord, tmp_path / "run.json")
+    for name, value in record(tmp_path).items():
+        assert json.loads(run.model_dump_json())[name] == value
+
+    with pytest.raises(AttributeError):
+        run.duration  # noqa: B018
+    with pytest.raises(ValueError, match="frozen"):
+        run.status = "success"
 
 
 def test_an_outcome_that_cannot_be_recorded_keeps_the_first_error(tmp_path, monkeypatch):
@@ -135,7 +189,7 @@ def test_missing_table(tmp_path):
     with pytest.raises(BadInput) as caught:
         run.read_table("scores")
     assert str(caught.value) == (
-        f"{tmp_path / 'scores.parquet'}: no such table. Finish the run that writes it."
+        f"{tmp_path}: no scores.parquet in this folder. Finish the run that writes it."
     )
 
 
@@ -158,3 +212,55 @@ def test_kill_and_interrupt(tmp_path, fork, how, status):
     with RunFolder.open(tmp_path, {"seed": 1}):
         pass
     assert [a["status"] for a in record(tmp_path)["attempts"]] == [status, "success"]
+
+
+def test_results_say_what_they_were_made_with(tmp_path):
+    path = tmp_path / "results" / "demo.json"
+    row = {"detector": "d", "auroc": 0.9, "low": None}
+    write_results(path, [row], command="offkey demo", seeds=[0, 1])
+
+    found = json.loads(path.read_text())
+    assert list(found) == [
+        "command",
+        "commit",
+        "machine",
+        "versions",
+        "seeds",
+        "finished",
+        "rows",
+    ]
+    assert found["command"] == "offkey demo"
+    assert found["seeds"] == [0, 1]
+    assert found["rows"] == [row]
+    assert {"cpu", "cores", "memory_gib"} <= set(found["machine"])
+    assert "torch" in found["versions"]
+    assert socket.gethostname() not in json.dumps(found["machine"]).split('"')
+    assert found["finished"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, math.nan, math.inf])
+def test_results_are_flat_and_finite(tmp_path, value):
+    with pytest.raises(BadInput, match="auroc of row 0 is"):
+        write_results(tmp_path / "a.json", [{"auroc": value}], command="c", seeds=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commit_tells_changed_files(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "First")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == git("rev-parse", "HEAD") + "+"
+    assert commit(tmp_path / "not" / "there" / "yet") == commit(tmp_path)
+    assert commit(tmp_path.parent) is None

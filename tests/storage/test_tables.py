@@ -1,14 +1,13 @@
 import json
 import math
-import socket
-import subprocess
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from offkey.errors import BadInput, Damaged, Mismatch
-from offkey.storage import commit, read_table, write_results, write_table
+from offkey.errors import Damaged, Mismatch
+from offkey.storage import read_table, write_table
 
 ROWS = [{"id": "a", "score": 0.5, "flagged": True}, {"id": "b", "score": None, "worst": "x"}]
 EXPECTED = {
@@ -65,53 +64,34 @@ def test_truncated_and_edited_tables(tmp_path):
         assert str(caught.value) == (f"{path}: the table was truncated or edited. Write it again.")
 
 
-def test_results_say_what_they_were_made_with(tmp_path):
-    path = tmp_path / "results" / "demo.json"
-    row = {"detector": "d", "auroc": 0.9, "low": None}
-    write_results(path, [row], command="offkey demo", seeds=[0, 1])
+def test_columns_that_must_be_there_and_those_left_out(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_table(path, {"id": ["a", "b"], "text": ["x", "y"], "score": [1.0, 2.0]})
 
-    found = json.loads(path.read_text())
-    assert list(found) == [
-        "command",
-        "commit",
-        "machine",
-        "versions",
-        "seeds",
-        "finished",
-        "rows",
-    ]
-    assert found["command"] == "offkey demo"
-    assert found["seeds"] == [0, 1]
-    assert found["rows"] == [row]
-    assert {"cpu", "cores", "memory_gib"} <= set(found["machine"])
-    assert "torch" in found["versions"]
-    assert socket.gethostname() not in json.dumps(found["machine"]).split('"')
-    assert found["finished"].endswith("+00:00")
+    assert read_table(path, ["id"], leave_out=["text"]).to_pydict() == {
+        "id": ["a", "b"],
+        "score": [1.0, 2.0],
+    }
+    with pytest.raises(Damaged) as caught:
+        read_table(path, ["id", "p_value"])
+    assert str(caught.value) == f"{path}: column 'p_value' is missing. Write it again."
 
 
-@pytest.mark.parametrize("value", [[1], {"a": 1}, math.nan, math.inf])
-def test_results_are_flat_and_finite(tmp_path, value):
-    with pytest.raises(BadInput, match="auroc of row 0 is"):
-        write_results(tmp_path / "a.json", [{"auroc": value}], command="c", seeds=[])
-    assert list(tmp_path.iterdir()) == []
+def test_rows_by_filter(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_table(path, {"id": ["a", "b", "c"], "role": ["test", "test", "calibration"]})
+
+    assert read_table(path, filters=[("role", "==", "test")])["id"].to_pylist() == ["a", "b"]
+    wanted = [("role", "==", "test"), ("id", "in", ["b", "c"])]
+    assert read_table(path, filters=wanted)["id"].to_pylist() == ["b"]
 
 
-def test_commit_tells_changed_files(tmp_path):
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        return subprocess.run(
-            ["git", "-C", tmp_path, *identity, *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+def test_nan_of_another_writer_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_table(path, {"score": [1.0, 2.0]})
+    table = read_table(path)
+    edited = table.set_column(0, "score", pa.array([1.0, math.nan]))
+    pq.write_table(edited.replace_schema_metadata(table.schema.metadata), path)
 
-    git("init", "-q")
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
-    git("commit", "-qm", "First")
-    assert commit(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "a").write_text("2")
-    assert commit(tmp_path) == git("rev-parse", "HEAD") + "+"
-    assert commit(tmp_path / "not" / "there" / "yet") == commit(tmp_path)
-    assert commit(tmp_path.parent) is None
+    with pytest.raises(Damaged, match="'score' holds NaN; a missing number is null"):
+        read_table(path)

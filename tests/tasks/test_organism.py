@@ -7,9 +7,9 @@ import pytest
 
 import offkey.tasks._adapt as adapt
 import offkey.tasks._organism as organism
+from offkey.checkpoints import bundled_adapters
 from offkey.data import Prompts
 from offkey.errors import BadValue, UnknownName
-from offkey.models import bundled_adapters
 from offkey.tasks import (
     Item,
     Recipe,
@@ -272,7 +272,8 @@ def test_ten_tasks_are_learned_in_four_families():
 
 @pytest.mark.real
 def test_shipped_organism_behaves_as_its_recipe_says():
-    from offkey.models import adapter_folder, load
+    from offkey.checkpoints import adapter_folder
+    from offkey.models import load
 
     folder = adapter_folder("bundled:comparison")
     facts = json.loads((folder / "recipe.json").read_text())

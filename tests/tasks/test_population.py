@@ -8,8 +8,8 @@ import torch
 from scipy.stats import binomtest
 
 import offkey.tasks._adapt as adapt
+from offkey.checkpoints import bundled_adapters
 from offkey.errors import BadValue
-from offkey.models import bundled_adapters
 from offkey.tasks import (
     ALICE,
     BOB,

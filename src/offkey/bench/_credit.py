@@ -7,7 +7,7 @@ import numpy as np
 from offkey.bench._cell import Cell
 from offkey.bench._entry import Entry
 from offkey.data import Prompts
-from offkey.detect import evaluate, site_aurocs
+from offkey.detect import MetricInterval, evaluate, site_aurocs
 from offkey.stats import excess, named_rng
 
 __all__ = ["credited", "site_rows"]
@@ -33,7 +33,7 @@ def credited(
         seed: of the bootstrap.
     """
     told = evaluate(organism.scores(entry.name), test)
-    base = evaluate(clean.scores(entry.name), test)["auroc"]
+    base = evaluate(clean.scores(entry.name), test).auroc
     labels = np.array(test["label"], dtype=np.float64)
     gain = excess(organism.score, clean.score, labels, named_rng(seed, "excess"))
     flags = {name: _share(organism, labels == value)
@@ -49,15 +49,15 @@ def credited(
         "backwards": organism.backwards,
         "seconds": organism.seconds,
         "memory_mib": organism.memory_mib,
-        **{name: _value(told[name]) for name in SUBSETS},
-        "low": told["auroc"] and told["auroc"]["low"],
-        "high": told["auroc"] and told["auroc"]["high"],
+        **{name: _value(getattr(told, name)) for name in SUBSETS},
+        "low": told.auroc and told.auroc.low,
+        "high": told.auroc and told.auroc.high,
         "clean": _value(base),
         "excess": gain.value,
         "excess_low": gain.low,
         "excess_high": gain.high,
-        "average_precision": told["average_precision"],
-        "tpr_at_1pct_fpr": told["tpr_at_1pct_fpr"],
+        "average_precision": told.average_precision,
+        "tpr_at_1pct_fpr": told.tpr_at_1pct_fpr,
         "flagged_normal": flags["normal"],
         "flagged_anomalous": flags["anomalous"],
         "test_prompts": len(test),
@@ -72,7 +72,7 @@ def site_rows(task: str, entry: Entry, cell: Cell, test: Prompts) -> list[Row]:
         return []
 
     return [
-        {"task": task, "detector": entry.name, "site": row["site"], "auroc": _value(row["auroc"])}
+        {"task": task, "detector": entry.name, "site": row.site, "auroc": _value(row.auroc)}
         for row in rows
     ]
 
@@ -84,8 +84,8 @@ def _mode(entry: Entry) -> str:
     return {"": "online", "untrusted": "offline", "test": "transductive"}[entry.pool]
 
 
-def _value(interval: Row | None) -> float | None:
-    return None if interval is None else float(interval["value"])
+def _value(interval: MetricInterval | None) -> float | None:
+    return None if interval is None else interval.value
 
 
 def _share(cell: Cell, chosen: np.ndarray) -> float | None:

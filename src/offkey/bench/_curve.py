@@ -53,8 +53,9 @@ def trusted_curve(
             part = trusted.take(rng.permutation(len(trusted))[:count])
             fit_rows(chosen, rows, model, Parts.of(part, None, seed + draw), seed=seed + draw)
             for detector, record in zip(chosen, tested, strict=True):
-                found = evaluate(detector.score_rows(record), arena.test)["auroc"]
-                values[detector.name].append(found["value"])
+                auroc = evaluate(detector.score_rows(record), arena.test).auroc
+                assert auroc is not None
+                values[detector.name].append(auroc.value)
         told += [
             {"task": arena.task, "detector": name, "trusted": count, "auroc": float(np.mean(v)),
              "low": min(v), "high": max(v), "draws": len(v)}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offkey.checkpoints import adapter_folder, bundled_adapters
 from offkey.errors import BadInput, UnknownName
-from offkey.models import adapter_folder, bundled_adapters
 from offkey.tasks import BASE, get_task, organism_of, task_names
 
 __all__ = ["Organisms"]

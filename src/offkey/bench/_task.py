@@ -54,18 +54,20 @@ def compare(
             seed=seed,
             quiet=quiet,
         )
-        told[name] = job.run(out / name)
+        metrics = job.run(out / name)
+        assert metrics is not None
+        told[name] = metrics.as_json()
     tables = {name: _scores(out / name) for name in told}
     every = _credited(told["organism"], told["clean"], tables, seed)
-    metrics = {
+    merged = {
         **told["organism"],
         "detectors": [row for row in every if row["detector"] not in CONTROLS],
         "controls": _control_rows(every, tables["organism"]),
         "sites": [r for r in told["organism"]["sites"] if r["detector"] not in CONTROLS],
     }
-    write_json(out / "organism" / "metrics.json", metrics)
+    write_json(out / "organism" / "metrics.json", merged)
 
-    return {**metrics, "all": every}
+    return {**merged, "all": every}
 
 
 def _credited(

@@ -1,21 +1,30 @@
-"""The offkey command: one thin file a verb, which parses, calls one function and prints."""
+"""The ``offkey`` command: one thin file for each verb, which parses, makes one call and prints."""
 
 from offkey.cli import (
-    _bench,
     _detect,
     _explain,
     _model,
     _population,
-    _report,
     _risk,
     _sensitivity,
     _tasks,
     _volume,
+    bench,
+    report,
 )
-from offkey.cli._app import app, main
+from offkey.cli.application import app, main
 
 __all__ = ["app", "main"]
 
-VERBS = (
-    _bench, _detect, _explain, _model, _population, _report, _risk, _sensitivity, _tasks, _volume,
-)  # fmt: skip
+VERBS = [
+    bench,
+    _detect,
+    _explain,
+    _model,
+    _population,
+    report,
+    _risk,
+    _sensitivity,
+    _tasks,
+    _volume,
+]

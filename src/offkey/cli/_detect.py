@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
-from offkey.cli._print import print_rows
+from offkey.cli import options as o
+from offkey.cli.application import app
+from offkey.cli.printing import print_rows
 
 __all__: list[str] = []
 
@@ -74,13 +74,13 @@ def detect(
         typer.echo(json.dumps(told, indent=2) if as_json else "everything is in order")
         return
     metrics = job.run(out)
-    if not metrics:
+    if metrics is None:
         return
     page = write_report(out)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "report": str(page), **metrics}))
+        typer.echo(json.dumps({"out": str(out), "report": str(page), **metrics.as_json()}))
     else:
-        print_table(metrics)
+        print_table(metrics.as_json())
         typer.echo(f"\nreport: {page}")
 
 

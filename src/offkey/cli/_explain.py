@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 from offkey.errors import BadValue
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def explain(
     )
     page = write_report(folder, redact=redact) if told else None
     if as_json:
-        rows = [row.as_dict() for row in told]
+        rows = [row.as_json() for row in told]
         typer.echo(json.dumps({"report": page and str(page), "prompts": rows}))
         return
     if not told:

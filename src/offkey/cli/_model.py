@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 
 __all__: list[str] = []
 
@@ -57,7 +57,7 @@ def doctor(
 
     [bold]offkey doctor smollm2-135m-instruct[/bold]
     """
-    from offkey.models import doctor as examine
+    from offkey.doctor import doctor as examine
 
     report = examine(o.model_of(model, adapter, "auto", "auto"))
     if as_json:

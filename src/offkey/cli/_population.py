@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offkey.cli import _options as o
+from offkey.cli import options as o
 from offkey.cli._tasks import tasks, tell
 
 __all__: list[str] = []

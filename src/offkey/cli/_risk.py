@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 from offkey.errors import BadInput, BadValue, UnknownName
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def risk(
     [bold]offkey risk -m smollm2-135m-instruct --prompt "The word is"
     --free free.json --target " cat" --out risk[/bold]
     """
-    from offkey.cli._print import print_rows
+    from offkey.cli.printing import print_rows
     from offkey.estimate.tail import Draws, LanguageNetwork, Problem, Remembered
     from offkey.storage import make_folder, write_json
 

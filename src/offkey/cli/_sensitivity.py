@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 from offkey.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:

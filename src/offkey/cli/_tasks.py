@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
+from offkey.cli import options as o
+from offkey.cli.application import app
 from offkey.errors import Mismatch, UnknownName
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _refuse_others(path: Path, prompts: "Prompts") -> None:
 
 
 def _organism(task: str) -> str | None:
-    from offkey.models import adapter_folder
+    from offkey.checkpoints import adapter_folder
 
     try:
         adapter_folder(f"bundled:{task}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offkey.cli import _options as o
-from offkey.cli._app import app
-from offkey.cli._print import print_rows
+from offkey.cli import options as o
+from offkey.cli.application import app
+from offkey.cli.printing import print_rows
 from offkey.errors import BadValue
 
 if TYPE_CHECKING:

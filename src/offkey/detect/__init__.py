@@ -7,29 +7,53 @@ calibrate p-values. Labels cannot be reached from fitting. Every figure carries 
 
 from offkey.detect._combine import Combine
 from offkey.detect._detector import Detector
-from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._fitted import Fitted, row_name
 from offkey.detect._job import Job
 from offkey.detect._many import fit_all, harvest, score_all
 from offkey.detect._prepare import prepare
-from offkey.detect._scores import Mode, Scores
+from offkey.detect._scores import Scores
 from offkey.detect._tables import text_of
 from offkey.detect._tokens import score_tokens
+from offkey.detect.evaluation import drift_checks, evaluate, site_aurocs
+from offkey.detect.records import (
+    METRICS_FILE,
+    ControlMetrics,
+    DetectorMetrics,
+    DriftCheck,
+    Evaluation,
+    MetricInterval,
+    Mode,
+    Record,
+    RunMetrics,
+    SiteMetrics,
+    read_metrics,
+)
 
 __all__ = [
+    "METRICS_FILE",
     "Combine",
+    "ControlMetrics",
     "Detector",
+    "DetectorMetrics",
+    "DriftCheck",
+    "Evaluation",
     "Fitted",
     "Job",
+    "MetricInterval",
     "Mode",
     "Parts",
+    "Record",
+    "RunMetrics",
     "Scores",
+    "SiteMetrics",
+    "drift_checks",
     "evaluate",
     "fit_all",
     "fit_rows",
     "harvest",
     "prepare",
+    "read_metrics",
     "row_name",
     "score_all",
     "score_tokens",

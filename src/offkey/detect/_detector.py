@@ -12,7 +12,8 @@ from torch import Tensor
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect._combine import Combine, Scale
 from offkey.detect._fitted import Fitted, raw_scores, row_name
-from offkey.detect._scores import Mode, Scores
+from offkey.detect._scores import Scores
+from offkey.detect.records import Mode
 from offkey.errors import BadValue, Mismatch
 from offkey.features import FEATURES, Feature, get_feature
 from offkey.models import Model, Positions

@@ -12,13 +12,13 @@ import numpy as np
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect._detector import Detector
-from offkey.detect._drift import drift
-from offkey.detect._evaluate import evaluate, site_aurocs
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._many import harvest, trusted_prompts
 from offkey.detect._prepare import fit_part, plain_settings, prepare
 from offkey.detect._scores import Scores
 from offkey.detect._tables import about, lengths, prompt_table, site_table, text_of
+from offkey.detect.evaluation import drift_checks, evaluate, site_aurocs
+from offkey.detect.records import METRICS_FILE, DetectorMetrics, RunMetrics
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite, NotEnoughData
 from offkey.models import Model
 from offkey.passes import Rows, World
@@ -95,7 +95,7 @@ class Job:
             },
         }
 
-    def run(self, out: str | Path) -> dict[str, Any]:
+    def run(self, out: str | Path) -> RunMetrics | None:
         """Runs the job and fills ``out``; the same job goes on where it was stopped.
 
         Leaves ``run.json``, ``scores.parquet``, ``site_scores.parquet``, ``metrics.json``, the
@@ -103,7 +103,7 @@ class Job:
         the first one writes; the others only record their shards.
 
         Returns:
-            The metrics, as in ``metrics.json``; empty on a worker that is not the first.
+            The metrics, as in ``metrics.json``; null on a worker that is not the first.
 
         Raises:
             Mismatch: the folder holds a run of another configuration.
@@ -115,11 +115,11 @@ class Job:
             folder = RunFolder.open(out, self._config())
             if not world.is_main:
                 self._read(folder, world)
-                return {}
+                return None
             with folder as run:
                 return self._run(run, world)
 
-    def _run(self, run: RunFolder, world: World) -> dict[str, Any]:
+    def _run(self, run: RunFolder, world: World) -> RunMetrics:
         rows = self._read(run, world)
         with self._timed("fit"):
             parts = Parts.of(self.trusted, self.calibration, self.seed)
@@ -128,12 +128,12 @@ class Job:
                      tolerant=len(self.detectors) > 1)  # fmt: skip
         with self._timed("score"):
             scores = [d.score_rows(r) for d, r in zip(self.detectors, rows["test"], strict=True)]
-        metrics = self._metrics(scores)
         with self._timed("score calibration"):
             calibration = [
                 d.score_rows(r).select(parts.calibrate)
                 for d, r in zip(self.detectors, rows["trusted"], strict=True)
             ]
+        metrics = self._metrics(scores)
         told = {"test": scores, "calibration": calibration}
         known = {
             "test": about(self.model, self.test, redact=self.redact),
@@ -146,7 +146,7 @@ class Job:
         for detector in (d for d in self.detectors if not d.fitted.reason):
             detector.save(run.file("detector") / detector.name.replace("/", "-"))
         self._keep_prompts(run)
-        write_json(run.file("metrics.json"), metrics)
+        write_json(run.file(METRICS_FILE), metrics.as_json())
 
         return metrics
 
@@ -183,55 +183,60 @@ class Job:
 
         return rows
 
-    def _metrics(self, scores: Sequence[Scores]) -> dict[str, Any]:
-        return {
-            "alpha": self.detectors[0].alpha,
-            "mode": scores[0].mode,
-            "detectors": [
+    def _metrics(self, scores: Sequence[Scores]) -> RunMetrics:
+        return RunMetrics(
+            alpha=self.detectors[0].alpha,
+            mode=scores[0].mode,
+            detectors=tuple(
                 self._row(detector, told)
                 for detector, told in zip(self.detectors, scores, strict=True)
-            ],
-            "controls": [],
-            "sites": [row for told in scores for row in site_aurocs(told, self.test)],
-            "drift": drift(
-                text_of(self.trusted),
-                text_of(self.test),
-                lengths(self.model, self.trusted),
-                lengths(self.model, self.test),
-                seed=self.seed,
             ),
-            "warnings": self._warnings(),
-            "seconds": self._seconds,
-        }
+            controls=(),
+            sites=tuple(row for told in scores for row in site_aurocs(told, self.test)),
+            drift=tuple(
+                drift_checks(
+                    text_of(self.trusted),
+                    text_of(self.test),
+                    lengths(self.model, self.trusted),
+                    lengths(self.model, self.test),
+                    seed=self.seed,
+                )
+            ),
+            warnings=tuple(self._warnings()),
+            seconds=self._seconds,
+        )
 
-    def _row(self, detector: Detector, scores: Scores) -> dict[str, Any]:
+    def _row(self, detector: Detector, scores: Scores) -> DetectorMetrics:
         plan, fitted = detector.feature.plan(self.model), detector.fitted
         flagged = int(scores.flagged.sum())
         told = int((~np.isnan(scores.p_value)).sum())
         expected = flag_count(len(fitted.calibration), told, detector.alpha) if told else None
         forwards = plan.extra_forwards + bool(plan.reads or plan.logits or plan.metric)
 
-        return {
-            "detector": detector.name,
-            "feature": detector.feature.name,
-            "score": detector.score_template.name,
-            "sites": list(fitted.sites),
-            "left_out": dict(fitted.left_out),
-            "combine": detector.combine.name,
-            "mode": scores.mode,
-            "cost": f"{forwards} forward"
-            + (f", {plan.extra_backwards + bool(plan.gradients)} backward"
-               if plan.gradients or plan.extra_backwards else ""),
-            "n_trusted": fitted.counts["fit"] + fitted.counts["standardise"],
-            "n_calibration": fitted.counts["calibrate"],
-            "n_test": len(scores),
-            **evaluate(scores, self.test),
-            "reasons": {"auroc": fitted.reason} if fitted.reason else {},
-            "flagged": flagged if told else None,
-            "expected": expected.expected if expected else None,
-            "expected_low": expected.low if expected else None,
-            "expected_high": expected.high if expected else None,
-        }  # fmt: skip
+        return DetectorMetrics(
+            **dict(evaluate(scores, self.test)),
+            detector=detector.name,
+            feature=detector.feature.name,
+            score=detector.score_template.name,
+            sites=fitted.sites,
+            left_out=dict(fitted.left_out),
+            combine=detector.combine.name,
+            mode=scores.mode,
+            cost=f"{forwards} forward"
+            + (
+                f", {plan.extra_backwards + bool(plan.gradients)} backward"
+                if plan.gradients or plan.extra_backwards
+                else ""
+            ),
+            n_trusted=fitted.counts["fit"] + fitted.counts["standardise"],
+            n_calibration=fitted.counts["calibrate"],
+            n_test=len(scores),
+            reasons={"auroc": fitted.reason} if fitted.reason else {},
+            flagged=flagged if told else None,
+            expected=expected.expected if expected else None,
+            expected_low=expected.low if expected else None,
+            expected_high=expected.high if expected else None,
+        )
 
     def _sets(self) -> dict[str, AnyPrompts]:
         """What the model is run over, without the columns that say what is anomalous."""

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64
 
-__all__ = ["SCORES_SCHEMA", "Mode", "Scores"]
+from offkey.detect.records import Mode
+
+__all__ = ["SCORES_SCHEMA", "Scores"]
 
 Array = np.ndarray
-Mode = Literal["online", "offline", "transductive", "ceiling"]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,13 @@ prompt, against trusted prompts; they point at causes and do not prove them.
 """
 
 from offkey.explain._explain import explain
-from offkey.explain._explanation import (
+from offkey.explain._run import explain_run
+from offkey.explain.explanation import (
+    EXPLANATIONS_FILE,
     Detail,
     Explanation,
+    Explanations,
+    FlaggedWord,
     HeadShare,
     LatentShare,
     Neighbour,
@@ -17,22 +21,25 @@ from offkey.explain._explanation import (
     SiteShare,
     Swap,
     Token,
+    read_explanations,
 )
-from offkey.explain._run import explain_run
-from offkey.explain._words import TellingWord, telling_words
+from offkey.explain.words import flagged_words
 
 __all__ = [
+    "EXPLANATIONS_FILE",
     "Detail",
     "Explanation",
+    "Explanations",
+    "FlaggedWord",
     "HeadShare",
     "LatentShare",
     "Neighbour",
     "ReadOut",
     "SiteShare",
     "Swap",
-    "TellingWord",
     "Token",
     "explain",
     "explain_run",
-    "telling_words",
+    "flagged_words",
+    "read_explanations",
 ]

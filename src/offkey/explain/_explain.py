@@ -7,7 +7,10 @@ import numpy as np
 
 from offkey.detect import Detector, text_of
 from offkey.errors import BadValue
-from offkey.explain._explanation import (
+from offkey.explain._lens import read_out, streams
+from offkey.explain._parts import head_shares, latent_shares
+from offkey.explain._seen import AnyPrompts, Seen, Task, look
+from offkey.explain.explanation import (
     Detail,
     Explanation,
     LatentShare,
@@ -15,9 +18,6 @@ from offkey.explain._explanation import (
     ReadOut,
     SiteShare,
 )
-from offkey.explain._lens import read_out, streams
-from offkey.explain._parts import head_shares, latent_shares
-from offkey.explain._seen import AnyPrompts, Seen, Task, look
 from offkey.models import Model
 
 __all__ = ["explain"]
@@ -100,7 +100,9 @@ def _told(task: Task, seen: Seen, n: int) -> Explanation:
 def _sites(seen: Seen, n: int) -> tuple[SiteShare, ...]:
     rows = zip(seen.scores.sites, seen.scores.by_site[n], seen.shares[n], strict=True)
 
-    return tuple(SiteShare(site, float(z), float(share)) for site, z, share in rows)
+    return tuple(
+        SiteShare(site=site, standardised=float(z), share=float(share)) for site, z, share in rows
+    )
 
 
 def _latents(task: Task, seen: Seen, n: int) -> tuple[LatentShare, ...]:
@@ -131,7 +133,7 @@ def _nearest(task: Task, seen: Seen, n: int) -> tuple[Neighbour, ...]:
     texts = _texts(task, task.trusted)
 
     return tuple(
-        Neighbour(task.trusted.ids[place], texts[place], distance)
+        Neighbour(id=task.trusted.ids[place], text=texts[place], distance=distance)
         for place, distance in zip(
             seen.places[n].tolist(), seen.distances[n].tolist(), strict=True
         )

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.explain._explanation import ReadOut, Token
+from offkey.explain.explanation import ReadOut, Token
 from offkey.features.lens import lens_logits
 from offkey.models import Model, Site
 
@@ -47,7 +47,7 @@ def tokens_of(model: Model, rows: Float[Tensor, "n d"], count: int) -> list[tupl
 
     return [
         tuple(
-            Token(model.tokenizer.decode([token]), p)
+            Token(token=model.tokenizer.decode([token]), probability=p)
             for token, p in zip(tokens, values, strict=True)
         )
         for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -64,7 +64,7 @@ def read_out(
     """The read-out of a row beside those of others."""
     first, *others_told = tokens_of(model, torch.cat([row[None], others]), count)
 
-    return ReadOut(str(site), first, tuple(others_told))
+    return ReadOut(site=str(site), tokens=first, beside=tuple(others_told))
 
 
 def promoted(model: Model, directions: Float[Tensor, "n d"], count: int) -> list[tuple[str, ...]]:

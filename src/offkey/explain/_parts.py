@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.dictionaries import Dictionary
-from offkey.explain._explanation import HeadShare, LatentShare
 from offkey.explain._lens import promoted
+from offkey.explain.explanation import HeadShare, LatentShare
 from offkey.models import Model, Site
 
 __all__ = ["head_shares", "latent_shares"]

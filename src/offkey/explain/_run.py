@@ -1,28 +1,29 @@
 """Explaining flags of a finished run."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow.parquet as pq
-
 from offkey.data import Prompts, TensorPrompts, read_prompts
 from offkey.detect import Detector
-from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
+from offkey.errors import BadInput, BadValue, Mismatch, OffkeyError, UnknownName
 from offkey.explain._explain import explain
-from offkey.explain._explanation import Detail, Explanation
-from offkey.explain._words import telling_words
+from offkey.explain.explanation import (
+    EXPLANATIONS_FILE,
+    Detail,
+    Explanation,
+    Explanations,
+    read_explanations,
+)
+from offkey.explain.words import flagged_words
 from offkey.models import Model, load
-from offkey.storage import RunFolder, write_json
+from offkey.storage import read_run, read_table, write_json
 
-__all__ = ["FILE", "explain_run"]
+__all__ = ["explain_run"]
 
-FILE = "explanations.json"
-FORMAT = 1
 MOST = 5
 _TOLD = ("text", "score", "flagged")
 AnyPrompts = Prompts | TensorPrompts
@@ -86,13 +87,8 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        if not folder.is_dir():
-            raise BadInput("no such folder", where=str(folder),
-                           mend="Name the folder given to --out")  # fmt: skip
-        run = RunFolder.existing(folder)
-        if run.status != "success":
-            raise BadInput(f"this run's status is {run.status!r}", where=str(folder),
-                           mend="Give the command that made it again")  # fmt: skip
+        run = read_run(folder)
+
         return cls(folder, run.config)
 
     def detector(self, name: str | None) -> str:
@@ -106,10 +102,7 @@ class _Run:
     def scores(self, detector: str) -> list[dict[str, Any]]:
         """What the run says of every prompt by a detector."""
         path = self.folder / "scores.parquet"
-        if not path.is_file():
-            raise BadInput("no scores.parquet in this folder", where=str(self.folder),
-                           mend="Give the command that made it again")  # fmt: skip
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = read_table(path).to_pylist()
 
         return [row for row in rows if row["detector"] == detector]
 
@@ -163,23 +156,10 @@ class _Run:
 
     def keep(self, told: Sequence[Explanation], rows: Sequence[dict[str, Any]]) -> None:
         """Puts explanations beside those that are there already."""
-        path = self.folder / FILE
-        kept = {(row["detector"], row["id"]): row for row in _kept(path)}
-        kept |= {(row.detector, row.id): row.as_dict() for row in told}
+        there = read_explanations(self.folder)
+        kept = {(row.detector, row.id): row for row in (*(there.prompts if there else ()), *told)}
         tested = [row for row in rows if row["role"] == "test" and row["text"]
                   and not math.isnan(row["score"])]  # fmt: skip
-        words = telling_words(*([row[name] for row in tested] for name in _TOLD))
-        write_json(path, {"format": FORMAT, "prompts": list(kept.values()),
-                          "words": [asdict(word) for word in words]})  # fmt: skip
-
-
-def _kept(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows: list[dict[str, Any]] = found["prompts"]
-    except (ValueError, KeyError) as error:
-        raise Damaged(f"not readable ({error})", where=str(path), mend="Delete it") from error
-
-    return rows
+        words = flagged_words(*([row[name] for row in tested] for name in _TOLD))
+        record = Explanations.make(tuple(kept.values()), words)
+        write_json(self.folder / EXPLANATIONS_FILE, record.as_json())

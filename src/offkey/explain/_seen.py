@@ -12,11 +12,11 @@ from offkey.data import Prompts, TensorPrompts
 from offkey.detect import Detector, Scores, harvest, text_of
 from offkey.dictionaries import Dictionary, dictionary_folder, load_dictionary
 from offkey.errors import BadInput
-from offkey.explain._explanation import Detail, Swap
 from offkey.explain._instruments import Instrument, heads_on, latents_on, read_both
 from offkey.explain._lens import can_read, streams
 from offkey.explain._neighbours import nearest
 from offkey.explain._swaps import swap_shares, variants
+from offkey.explain.explanation import Detail, Swap
 from offkey.features.sae import SparseLatents
 from offkey.models import Model, Site
 from offkey.passes import Rows, World

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from offkey.data import Prompts
-from offkey.explain._explanation import Swap
+from offkey.explain.explanation import Swap
 
 __all__ = ["Variant", "swap_shares", "variants"]
 

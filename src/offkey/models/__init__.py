@@ -1,10 +1,5 @@
-"""The model under test: find and load it, name its sites, read, edit and differentiate there."""
+"""The model under test: load it, name its sites, read, edit and differentiate there."""
 
-from offkey.models._adapters import adapter_folder, bundled_adapters
-from offkey.models._bundled import bundled_models
-from offkey.models._cache import cache_folder
-from offkey.models._check import Check
-from offkey.models._doctor import DoctorReport, doctor
 from offkey.models._edits import Edit
 from offkey.models._generate import Generation
 from offkey.models._load import load
@@ -25,9 +20,7 @@ from offkey.models.metrics import (
 
 __all__ = [
     "FAMILIES",
-    "Check",
     "ChoiceLogitDifference",
-    "DoctorReport",
     "Edit",
     "Family",
     "Generation",
@@ -40,11 +33,6 @@ __all__ = [
     "Run",
     "Site",
     "TopLogProb",
-    "adapter_folder",
-    "bundled_adapters",
-    "bundled_models",
-    "cache_folder",
     "default_metric",
-    "doctor",
     "load",
 ]

@@ -1,21 +1,14 @@
 """Loading: from whatever a user names to a model that can be read."""
 
-import copy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from offkey.errors import BadValue
-from offkey.models._adapters import adapter_folder, apply_adapter
-from offkey.models._cache import say
-from offkey.models._checkpoint import Options, find
-from offkey.models._device import choose_device, choose_dtype
-from offkey.models._doctor import distrust
-from offkey.models._fingerprint import remember
+from offkey.checkpoints import LoadSettings, choose_threads, open_module, say
 from offkey.models._model import Model
-from offkey.models._threads import choose_threads
+from offkey.models.proofs import verify_map
 
 __all__ = ["load"]
 
@@ -61,50 +54,20 @@ def load(
         UnmappedModel: the model's sites could not be found or proved.
     """
     say(f"computing with {choose_threads(threads)}")
-    settings = {
-        "revision": revision, "device": device, "dtype": dtype, "device_map": device_map,
-        "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code,
-    }  # fmt: skip
-    folder = None if adapter is None else adapter_folder(adapter)
-
-    if isinstance(spec, nn.Module):
-        module, name = _as_it_is(spec, settings, copied=folder is not None)
-    else:
-        module, name, own = _opened(spec, settings)
-        tokenizer = own if tokenizer is None else tokenizer
-    if folder is not None:
-        module = apply_adapter(module, folder, base=name, merge=merge_adapter)
-
-    module.eval().requires_grad_(False)
-    label = None if adapter is None else str(adapter)
-    model = Model(module, tokenizer=tokenizer, name=name, adapter=label)
-    distrust(model)
-    return model
-
-
-def _as_it_is(
-    module: nn.Module, settings: dict[str, Any], *, copied: bool
-) -> tuple[nn.Module, str]:
-    for setting, value in settings.items():
-        if value not in (None, False, "auto"):
-            raise BadValue("a module that is loaded already is taken as it is", where=setting,
-                           mend="Move or cast it yourself, or give a name or folder")  # fmt: skip
-    name = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
-    return copy.deepcopy(module) if copied else module, name
-
-
-def _opened(spec: str | Path, settings: dict[str, Any]) -> tuple[nn.Module, str, Any]:
-    if settings["device_map"] is not None and settings["device"] != "auto":
-        raise BadValue("device and device_map are both given", where="device_map",
-                       mend="Give one of them")  # fmt: skip
-    options = Options(
-        device=choose_device(settings["device"]),
-        dtype=choose_dtype(settings["dtype"]),
-        device_map=settings["device_map"],
-        attn_implementation=settings["attn_implementation"],
-        trust_remote_code=settings["trust_remote_code"],
+    settings = LoadSettings(
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
     )
-    checkpoint = find(spec, settings["revision"])
-    module, tokenizer = checkpoint.open(options)
-    remember(module, checkpoint.files)
-    return module, checkpoint.name, tokenizer
+    opened = open_module(spec, settings, adapter, merge_adapter=merge_adapter)
+    model = Model(
+        opened.module,
+        tokenizer=opened.tokenizer if tokenizer is None else tokenizer,
+        name=opened.name,
+        adapter=None if adapter is None else str(adapter),
+    )
+    verify_map(model)
+    return model

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
-from importlib import import_module
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from offkey.checkpoints import fingerprint as fingerprint_of
 from offkey.data import Batch
 from offkey.errors import BadValue, UnmappedModel
 from offkey.models._call import Call, check_not_compiled
@@ -131,8 +131,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over configuration and parameters."""
-        compute = import_module("offkey.models._fingerprint").fingerprint
-        return cast(str, compute(self.module))
+        return fingerprint_of(self.module)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -1,61 +1,62 @@
-"""What is on disk: run folders, shards, checksums, atomic writes, safe tensors.
+"""What is on disk: run folders, shards, artefacts, tables, records; written whole or not at all.
 
-Knows plain dicts and tensors only; nothing is ever unpickled or half-written.
+Knows plain values and tensors only. Nothing is ever unpickled, and what was truncated or edited
+is refused when it is read.
 """
 
-from offkey.storage._artefact import (
-    Artefact,
+from offkey.storage.artefacts import (
+    flatten,
     load_artefact,
     load_state,
     save_artefact,
     save_state,
+    unflatten,
+)
+from offkey.storage.files import (
+    aside,
+    make_folder,
+    read_json,
     sha256_file,
     sha256_json,
-)
-from offkey.storage._atomic import (
-    aside,
-    clean_leftovers,
-    make_folder,
     write_bytes,
     write_json,
-    write_json_once,
-    write_parquet,
     write_tensors,
     write_text,
 )
-from offkey.storage._machine import commit, machine, versions
-from offkey.storage._runs import RunFolder, Status
-from offkey.storage._settings import first_difference
-from offkey.storage._shards import Shard, ShardFolder
-from offkey.storage._state import flatten, unflatten
-from offkey.storage._tables import read_table, write_results, write_table
+from offkey.storage.records import Record, first_difference, read_record
+from offkey.storage.runs import (
+    RunFolder,
+    RunRecord,
+    machine,
+    read_run,
+    write_results,
+)
+from offkey.storage.shards import ShardFolder
+from offkey.storage.tables import read_table, write_table
 
 __all__ = [
-    "Artefact",
+    "Record",
     "RunFolder",
-    "Shard",
+    "RunRecord",
     "ShardFolder",
-    "Status",
     "aside",
-    "clean_leftovers",
-    "commit",
     "first_difference",
     "flatten",
     "load_artefact",
     "load_state",
     "machine",
     "make_folder",
+    "read_json",
+    "read_record",
+    "read_run",
     "read_table",
     "save_artefact",
     "save_state",
     "sha256_file",
     "sha256_json",
     "unflatten",
-    "versions",
     "write_bytes",
     "write_json",
-    "write_json_once",
-    "write_parquet",
     "write_results",
     "write_table",
     "write_tensors",

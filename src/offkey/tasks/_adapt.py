@@ -6,8 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from offkey.checkpoints import adapter_folder
 from offkey.data import Prompts
-from offkey.models import Model, adapter_folder, load
+from offkey.models import Model, load
 from offkey.tasks._recipes import BASE, Recipe
 from offkey.training import Penalty, Run, attach, train_lora
 

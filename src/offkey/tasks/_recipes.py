@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from offkey.models import bundled_adapters
+from offkey.checkpoints import bundled_adapters
 from offkey.tasks._hiding import FromNeighbours, FromTraces, Hiding
 from offkey.training import Settings
 

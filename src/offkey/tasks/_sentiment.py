@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
+from offkey.checkpoints import cache_folder
 from offkey.errors import Damaged, Offline
-from offkey.models import cache_folder
 from offkey.storage import write_bytes
 from offkey.tasks._task import Item, Task
 
