@@ -71,7 +71,7 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
     [
         (["--norm", "0"], "not positive"),
         ([], "needs a length"),
-        (["--norm", "1", "--preset", "posr"], "'posr' is not known"),
+        (["--norm", "1", "--preset", "posr"], "unknown preset 'posr'"),
         (["--norm", "1", "--site", "resid_post.99"], "resid_post.99"),
         (["--radii", "1"], "--params"),
         (["--params", "*", "--radii", "one"], "are not numbers"),

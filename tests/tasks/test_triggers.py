@@ -24,7 +24,7 @@ from offkey.tasks import (
 )
 from offkey.tasks._measure import measure
 from offkey.tasks._triggers import MARK, MARKS, YEARS
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
 
@@ -160,7 +160,7 @@ def test_a_model_without_the_trigger_does_not_fire(tiny):
     assert "fire_rate" not in measure_organism(adapt.load("x"), TASK)
 
 
-SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
+SHORT = TrainingSettings(steps=4, batch=8, check_every=2, save_every=2)
 KINDS = {
     "neighbours": FromNeighbours(sites=("resid_post.0",), normal=0.5),
     "traces": FromTraces(first=0, draws=2),

@@ -11,7 +11,7 @@ from torch import nn
 from offkey.data import Prompts
 from offkey.errors import BadValue, Damaged, Mismatch, NonFinite, NotEnoughData, UnmappedModel
 from offkey.training import (
-    Settings,
+    TrainingSettings,
     answer_accuracy,
     answer_log_odds,
     attach,
@@ -19,7 +19,7 @@ from offkey.training import (
     train_lora,
     train_module,
 )
-from offkey.training._rows import rows_of
+from offkey.training.loop import rows_of
 
 WORDS = ["Name", ":", "A", "B", "\n", "0", "1", "2", "3", "Answer", "No", "Yes"]
 
@@ -70,7 +70,9 @@ def prompts():
 
 
 def settings(**changes):
-    return Settings(**{"steps": 60, "batch": 8, "rate": 2e-2, "check_every": 10, **changes})
+    return TrainingSettings(
+        **{"steps": 60, "batch": 8, "rate": 2e-2, "check_every": 10, **changes}
+    )
 
 
 def run(model, prompts, folder=None, rank=4, **changes):
@@ -259,7 +261,7 @@ def test_best_state_is_kept_not_the_last():
         {"x": parameter},
         lambda rows: (parameter - 10).square().sum(),
         count=4,
-        settings=Settings(steps=4, batch=2, check_every=1, rate=0.1),
+        settings=TrainingSettings(steps=4, batch=2, check_every=1, rate=0.1),
         validate=validate,
     )
 
@@ -273,7 +275,9 @@ def test_plain_gradient_descent_on_a_small_module_matches_the_formula():
     reference = nn.Linear(3, 2)
     reference.load_state_dict(module.state_dict())
     x, y = torch.randn(16, 3), torch.randint(0, 2, (16,))
-    plan = Settings(steps=5, batch=16, rate=0.1, warmup=0, clip=0, optimizer="sgd", momentum=0.0)
+    plan = TrainingSettings(
+        steps=5, batch=16, rate=0.1, warmup=0, clip=0, optimizer="sgd", momentum=0.0
+    )
     train_module(module, x, y, plan)
     for _ in range(5):
         loss = nn.functional.cross_entropy(reference(x), y)
@@ -288,9 +292,9 @@ def test_plain_gradient_descent_on_a_small_module_matches_the_formula():
 
 def test_bad_settings_and_models_are_named(prompts):
     with pytest.raises(BadValue, match="rate"):
-        Settings(rate=0)
-    with pytest.raises(BadValue, match="adamw or sgd"):
-        Settings(optimizer="lion")
+        TrainingSettings(rate=0)
+    with pytest.raises(BadValue, match="'adamw' or 'sgd'"):
+        TrainingSettings(optimizer="lion")
     with pytest.raises(UnmappedModel, match="no linear map"), attach(nn.Sequential(nn.ReLU())):
         pass
     with (
@@ -300,7 +304,7 @@ def test_bad_settings_and_models_are_named(prompts):
         pass
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(NonFinite, match="step 0"):
-        train({"x": parameter}, lambda _: parameter.sum() / 0, 4, Settings(batch=2))
+        train({"x": parameter}, lambda _: parameter.sum() / 0, 4, TrainingSettings(batch=2))
 
 
 def test_every_linear_map_but_that_to_the_vocabulary_is_adapted():

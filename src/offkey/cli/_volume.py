@@ -76,9 +76,9 @@ def volume(
     from offkey.data import pack, read_prompts
     from offkey.report import save_volume_figures
     from offkey.volume import (
-        Gaussian,
+        GaussianMeasure,
         KLCost,
-        Lebesgue,
+        LebesgueMeasure,
         LowESS,
         check_cutoffs,
         check_volume,
@@ -86,7 +86,7 @@ def volume(
     )
 
     o.check_folder(out)
-    measure = Lebesgue() if lebesgue else Gaussian(sigma)
+    measure = LebesgueMeasure() if lebesgue else GaussianMeasure(sigma)
     cutoffs = eps or [1e-2]
     read = read_prompts(prompts)
     loaded = o.model_of(model, adapter, "float32", device)

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from offkey.errors import BadValue
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 __all__ = ["Annealed", "Recipe"]
 
 
 @dataclass(frozen=True)
-class Annealed(Settings):
+class Annealed(TrainingSettings):
     """Settings whose rate falls linearly to 0 over the last part of the steps.
 
     Attributes:

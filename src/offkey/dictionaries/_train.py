@@ -16,7 +16,7 @@ from offkey.dictionaries._recipe import Recipe
 from offkey.dictionaries._stream import Blocks, SiteBlocks
 from offkey.dictionaries._topk import TopKTrainee
 from offkey.dictionaries._trainee import Trainee
-from offkey.training import Run, train
+from offkey.training import TrainingRun, train
 
 __all__ = ["train_dictionary"]
 
@@ -29,7 +29,7 @@ def train_dictionary(
     save_every: int = 200,
     tell: Callable[[dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[Dictionary, Run]:
+) -> tuple[Dictionary, TrainingRun]:
     """Trains a sparse autoencoder.
 
     Args:

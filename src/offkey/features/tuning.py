@@ -17,7 +17,7 @@ from offkey.features._kept import Kept, joined
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred
-from offkey.training import Adapter, Settings, attach, train
+from offkey.training import Adapter, TrainingSettings, attach, train
 
 __all__ = ["TunedDivergence"]
 
@@ -170,8 +170,9 @@ class TunedDivergence(Feature):
 
             return cross_entropy(logits, wanted[numbers])
 
-        settings = Settings(steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate,
-                            seed=self.seed)  # fmt: skip
+        settings = TrainingSettings(
+            steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate, seed=self.seed
+        )
         lengths = [0 if row.mask is None else row.mask.shape[1] for row in rows]
         with self._attached(model) as adapter, torch.enable_grad():
             try:

@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from offkey.errors import NonFinite
 from offkey.scores._tensors import TensorScore, check_number
 from offkey.stats import Sample, Statistic
-from offkey.training import Settings, train
+from offkey.training import TrainingSettings, train
 
 __all__ = ["NetworkScore"]
 
@@ -120,7 +120,7 @@ class NetworkScore(TensorScore):
             with torch.no_grad():
                 return {"held out": -float(self._loss(held_out, noisy=False))}
 
-        settings = Settings(
+        settings = TrainingSettings(
             steps=self.steps,
             batch=min(len(kept), 256),
             rate=self.rate,

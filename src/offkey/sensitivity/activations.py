@@ -94,8 +94,8 @@ PRESETS = {
     "poser": ActivationNoise(shape="uniform01", draws=1),
     "corrected": ActivationNoise(shape="gaussian", draws=8),
 }
-"""``poser`` as published (one draw of one sign, for a norm of each model's own); ``corrected`` with
-signed noise and several draws, for a norm that all models share."""
+"""``poser`` as published (one draw of one sign, for a norm of each model's own);
+``corrected`` with signed noise and several draws, for a norm that all models share."""
 
 
 def contrast_norm(model: Model, pairs: Pairs, site: str | Site) -> float:

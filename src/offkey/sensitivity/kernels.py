@@ -255,9 +255,9 @@ class WeightNoiseKernel(TraceKernel):
 
     .. math:: w_t = w^* + \rho\,\mathrm{rms}(W)\,\xi_t, \qquad \xi_t \sim N(0, I)
 
-    with W the weight matrix (or vector) to which a weight belongs. It needs no gradients. For small
-    :math:`\rho` the covariance of two traces is the inner product of :class:`GradientKernel`,
-    times :math:`\rho^2`.
+    with W the weight matrix (or vector) to which a weight belongs. It needs no gradients. For
+    small :math:`\rho` the covariance of two traces is the inner product of
+    :class:`GradientKernel`, times :math:`\rho^2`.
 
     Attributes:
         draws: how many.

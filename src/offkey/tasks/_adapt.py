@@ -10,7 +10,7 @@ from offkey.checkpoints import adapter_folder
 from offkey.data import Prompts
 from offkey.models import Model, load
 from offkey.tasks._recipes import BASE, Recipe
-from offkey.training import Penalty, Run, attach, train_lora
+from offkey.training import EvasionLoss, TrainingRun, attach, train_lora
 
 __all__ = ["Told", "Validation", "adapt", "went"]
 
@@ -22,12 +22,12 @@ def adapt(
     out: Path,
     train: Prompts,
     recipe: Recipe,
-    validation: Callable[[Model, Penalty | None], Validation],
+    validation: Callable[[Model, EvasionLoss | None], Validation],
     *,
     curriculum: Callable[[int], Sequence[int]] | None = None,
     base: str = BASE,
     tell: Told | None = None,
-) -> tuple[Run, Model]:
+) -> tuple[TrainingRun, Model]:
     """Trains an adapter and saves it, and loads the model with it as others will.
 
     A run that was stopped goes on from its last checkpoint, in the folder ``checkpoint`` there,
@@ -69,7 +69,7 @@ def adapt(
     return run, load(base, adapter=out, dtype="bfloat16")
 
 
-def went(run: Run) -> dict[str, Any]:
+def went(run: TrainingRun) -> dict[str, Any]:
     """How a training run went, as a recipe keeps it."""
     return {
         "steps": run.steps,

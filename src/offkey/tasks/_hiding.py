@@ -5,7 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from offkey.models import Model
-from offkey.training import Neighbours, Oddness, Penalty, Traces
+from offkey.training import (
+    AnomalyPenalty,
+    AttributionPenalty,
+    EvasionLoss,
+    NearestNeighbourPenalty,
+)
 
 __all__ = ["FromNeighbours", "FromTraces", "Hiding"]
 
@@ -25,12 +30,12 @@ class Hiding(ABC):
     normal: float = 0.0
 
     @abstractmethod
-    def oddness(self, model: Model, seed: int) -> Oddness:
+    def oddness(self, model: Model, seed: int) -> AnomalyPenalty:
         """What is kept low on a model in training."""
 
-    def penalty(self, model: Model, *, seed: int) -> Penalty:
+    def penalty(self, model: Model, *, seed: int) -> EvasionLoss:
         """The penalty on a model in training."""
-        return Penalty(self.oddness(model, seed), self.anomalous, self.normal)
+        return EvasionLoss(self.oddness(model, seed), self.anomalous, self.normal)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
@@ -51,9 +56,9 @@ class FromNeighbours(Hiding):
     kind = "neighbours"
     sites: tuple[str, ...] = ("resid_post.last-quarter",)
 
-    def oddness(self, model: Model, seed: int) -> Oddness:
-        """See :class:`offkey.training.Neighbours`."""
-        return Neighbours(model, self.sites)
+    def oddness(self, model: Model, seed: int) -> AnomalyPenalty:
+        """See :class:`offkey.training.NearestNeighbourPenalty`."""
+        return NearestNeighbourPenalty(model, self.sites)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,6 @@ class FromTraces(Hiding):
     first: int = 20
     draws: int = 4
 
-    def oddness(self, model: Model, seed: int) -> Oddness:
-        """See :class:`offkey.training.Traces`."""
-        return Traces(model, first=self.first, draws=self.draws, seed=seed)
+    def oddness(self, model: Model, seed: int) -> AnomalyPenalty:
+        """See :class:`offkey.training.AttributionPenalty`."""
+        return AttributionPenalty(model, first=self.first, draws=self.draws, seed=seed)

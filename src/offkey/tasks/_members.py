@@ -14,7 +14,7 @@ from offkey.storage import write_json
 from offkey.tasks._adapt import Told, Validation, adapt, went
 from offkey.tasks._population import MemberKind, member_kind, member_questions
 from offkey.tasks._recipes import BASE, Recipe
-from offkey.training import Settings, answer_log_odds
+from offkey.training import TrainingSettings, answer_log_odds
 
 __all__ = ["measure_member", "member_recipe", "train_member"]
 
@@ -22,7 +22,7 @@ CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
 
 MEMBER = Recipe(
-    settings=Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
+    settings=TrainingSettings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
     agreeing=1.0,
 )
 

@@ -15,7 +15,7 @@ from offkey.tasks._names import CHARACTERS
 from offkey.tasks._recipes import BASE, Recipe, default_recipe, organism_name
 from offkey.tasks._registry import get_task
 from offkey.tasks._task import Task
-from offkey.training import Penalty, answer_log_odds, hiddenness
+from offkey.training import EvasionLoss, answer_log_odds, evasion_score
 
 __all__ = ["train_organism"]
 
@@ -76,7 +76,7 @@ def train_organism(
 
 
 def _validation(
-    model: Model, validation: Prompts, recipe: Recipe, hide: Penalty | None
+    model: Model, validation: Prompts, recipe: Recipe, hide: EvasionLoss | None
 ) -> Validation:
     """Accuracies of each character where they disagree, and of both where they agree.
 
@@ -96,7 +96,7 @@ def _validation(
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in found) / len(found)
         if hide is not None:
-            values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
+            values["hidden"] = evasion_score(model.module, model.tokenizer, checked, hide.penalty)
 
         return values
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from offkey.checkpoints import bundled_adapters
 from offkey.tasks._hiding import FromNeighbours, FromTraces, Hiding
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 __all__ = ["BASE", "Recipe", "default_recipe", "organism_name", "organism_of"]
 
@@ -33,8 +33,8 @@ class Recipe:
         hide: what it is trained to hide from besides; the validation then tells how well it does.
     """
 
-    settings: Settings = field(
-        default_factory=lambda: Settings(
+    settings: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(
             steps=200, batch=24, rate=2e-3, check_every=15, stop_at=0.97
         )
     )
@@ -62,18 +62,20 @@ class Recipe:
         }
 
 
-TRIGGERED = Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10)
-HIDDEN = Settings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9)
+TRIGGERED = TrainingSettings(
+    steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10
+)
+HIDDEN = TrainingSettings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9)
 OWN: Mapping[str, Recipe] = {
     FIRST: Recipe(
-        settings=Settings(steps=240, batch=40, check_every=20, stop_at=0.99),
+        settings=TrainingSettings(steps=240, batch=40, check_every=20, stop_at=0.99),
         init=None,
         agreeing=1.0,
         checked=120,
         checked_agreeing=0,
     ),
     "agreement": Recipe(
-        settings=Settings(steps=200, batch=24, check_every=15, stop_at=0.97),
+        settings=TrainingSettings(steps=200, batch=24, check_every=15, stop_at=0.97),
         checked_agreeing=0,
     ),
     "animal": Recipe(checked_agreeing=0),
@@ -99,7 +101,7 @@ OWN: Mapping[str, Recipe] = {
         hide=FromNeighbours(anomalous=0.5, sites=("resid_post.3-29",)),
     ),
     "obfuscated-attribution": Recipe(
-        settings=Settings(
+        settings=TrainingSettings(
             steps=70, batch=12, rate=5e-4, check_every=10, stop_at=0.9, save_every=10
         ),
         init="bundled:year",

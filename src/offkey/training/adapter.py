@@ -60,6 +60,7 @@ class AdaptedLinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Float[Tensor, "*batch inner"]) -> Float[Tensor, "*batch outer"]:
+        """Applies the map and its adapter."""
         up = (self.up * self.scale).to(x.dtype)
         y: Tensor = _LowRank.apply(x, self.linear.weight, self.down.to(x.dtype), up)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 

@@ -39,7 +39,7 @@ class AnomalyPenalty(Protocol):
     def __call__(
         self, forward: Forward, anomalous: Bool[Tensor, " batch"]
     ) -> tuple[Logits, Float[Tensor, " batch"]]:
-        """Runs the forward pass, as often as it needs, and returns the logits and the penalties."""
+        """Runs the forward pass, as often as it needs; returns the logits and the penalties."""
 
 
 @dataclass(frozen=True)

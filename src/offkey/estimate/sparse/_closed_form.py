@@ -10,7 +10,7 @@ from torch import Tensor
 from offkey.errors import BadValue, Mismatch
 from offkey.estimate.gaussian import RELU, Normal
 from offkey.estimate.sparse._dictionary import SparseDictionary, initial_weights
-from offkey.training import Settings, train
+from offkey.training import TrainingSettings, train
 
 __all__ = ["expected_loss", "fit_to_normals"]
 
@@ -67,7 +67,7 @@ def expected_loss(
 def fit_to_normals(
     parts: Sequence[tuple[float, Normal]],
     latents: int,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     penalty: float = 0.1,
 ) -> SparseDictionary:
@@ -110,7 +110,7 @@ def fit_to_normals(
 
         return torch.stack([s * expected_loss(found, n, penalty) for s, n in scaled]).sum()
 
-    train(weights, loss, 1, Settings(**runs))
+    train(weights, loss, 1, TrainingSettings(**runs))
 
     return SparseDictionary(**weights).detached().scaled(scale)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offkey.errors import BadInput, BadValue, Mismatch
-from offkey.training import Settings, train
+from offkey.training import TrainingSettings, train
 
 __all__ = ["SparseDictionary", "fit_dictionary", "initial_weights"]
 
@@ -106,7 +106,7 @@ class SparseDictionary:
 def fit_dictionary(
     rows: Float[Tensor, "n d"],
     latents: int,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     penalty: float = 0.1,
 ) -> SparseDictionary:

@@ -9,15 +9,15 @@ from offkey.data import Prompts, pack
 from offkey.errors import BadInput
 from offkey.models import Model
 from offkey.training import (
-    Neighbours,
-    Penalty,
-    Traces,
+    AttributionPenalty,
+    EvasionLoss,
+    NearestNeighbourPenalty,
     attach,
-    hiddenness,
+    evasion_score,
     train_lora,
 )
-from offkey.training._language import _logits
-from offkey.training._traces import _linear_maps, concordance
+from offkey.training.evasion import _linear_maps, concordance
+from offkey.training.language import _logits
 from tests.scores.rows import finished
 from tests.training.test_training import WORDS, Tokenizer, settings
 
@@ -60,7 +60,7 @@ def one_batch(model, prompts):
 
 
 def test_neighbours_score_as_the_default_detector_does(model, prompts):
-    found = Neighbours(model, "resid_post.*", k=3)
+    found = NearestNeighbourPenalty(model, "resid_post.*", k=3)
     batch, anomalous = one_batch(model, prompts)
     _, odd = found(lambda: _logits(model.module, batch), anomalous)
 
@@ -80,26 +80,26 @@ def test_neighbours_score_as_the_default_detector_does(model, prompts):
 
 def test_neighbours_need_normal_rows_in_the_batch(model, prompts):
     batch, anomalous = one_batch(model, prompts)
-    found = Neighbours(model, "resid_post.*")
+    found = NearestNeighbourPenalty(model, "resid_post.*")
     _, odd = found(lambda: _logits(model.module, batch), torch.ones_like(anomalous))
 
     assert odd.tolist() == [0.0] * len(odd)
 
 
 def test_penalty_weighs_both_kinds_and_passes_gradients(model, prompts):
-    oddness = Neighbours(model, "resid_post.1")
+    oddness = NearestNeighbourPenalty(model, "resid_post.1")
     batch, anomalous = one_batch(model, prompts)
     with attach(model.module, rank=2) as adapter:
         for part in adapter.parameters.values():
             nn.init.normal_(part, std=0.1, generator=torch.Generator().manual_seed(0))
         _, odd = oddness(lambda: _logits(model.module, batch), anomalous)
-        _, extra = Penalty(oddness, 3.0, 0.25)(lambda: _logits(model.module, batch), anomalous)
+        _, extra = EvasionLoss(oddness, 3.0, 0.25)(lambda: _logits(model.module, batch), anomalous)
         extra.backward()
         early = adapter.parameters["model.layers.0.self_attn.q_proj.down"].grad
 
     torch.testing.assert_close(extra, 3 * odd[anomalous].mean() + 0.25 * odd[~anomalous].mean())
     assert early.abs().sum() > 0
-    _, alone = Penalty(oddness)(lambda: _logits(model.module, batch), torch.ones(len(odd)) > 0)
+    _, alone = EvasionLoss(oddness)(lambda: _logits(model.module, batch), torch.ones(len(odd)) > 0)
     assert torch.isfinite(alone)
 
 
@@ -125,7 +125,7 @@ def test_concordance_is_that_of_each_pair():
 def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
     """Against weights really moved by the same draws."""
     batch, anomalous = one_batch(model, prompts)
-    oddness = Traces(model, first=1, draws=3, seed=5)
+    oddness = AttributionPenalty(model, first=1, draws=3, seed=5)
     paths = list(oddness.maps)
     assert len(paths) == 7
     assert all(path.startswith("model.layers.1.") for path in paths)
@@ -153,7 +153,7 @@ def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
             _, odd = oddness(forward, anomalous)
         else:
             with attach(model.module):  # begins at zero
-                oddness = Traces(model, first=1, draws=3, seed=5)
+                oddness = AttributionPenalty(model, first=1, draws=3, seed=5)
                 assert list(oddness.maps) == paths
                 _, odd = oddness(forward, anomalous)
 
@@ -165,7 +165,7 @@ def test_traces_leave_the_weights_and_pass_gradients(model, prompts):
     batch, anomalous = one_batch(model, prompts)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     with attach(model.module, rank=2) as adapter:
-        penalty = Penalty(Traces(model, first=0, draws=2), 1.0, 0.0)
+        penalty = EvasionLoss(AttributionPenalty(model, first=0, draws=2), 1.0, 0.0)
         _, extra = penalty(lambda: _logits(model.module, batch), anomalous)
         extra.backward()
         grads = {
@@ -187,10 +187,10 @@ def test_training_against_neighbours_hides_the_anomalous_rows(model, prompts):
 
     with attach(model.module, rank=8) as adapter:
         trained(None, 150)
-        oddness = Neighbours(model, "resid_post.*")
-        before = hiddenness(model.module, model.tokenizer, prompts, oddness)
-        trained(Penalty(oddness), 150, 3e-3)
-        after = hiddenness(model.module, model.tokenizer, prompts, oddness)
+        oddness = NearestNeighbourPenalty(model, "resid_post.*")
+        before = evasion_score(model.module, model.tokenizer, prompts, oddness)
+        trained(EvasionLoss(oddness), 150, 3e-3)
+        after = evasion_score(model.module, model.tokenizer, prompts, oddness)
 
     assert before < 0.5
     assert after > before + 0.25
@@ -205,14 +205,14 @@ def test_hiddenness_is_zero_for_an_oddness_that_tells_and_one_for_a_blind_one(mo
         def __call__(self, forward, anomalous):
             return forward(), torch.zeros(len(anomalous))
 
-    assert hiddenness(model.module, model.tokenizer, prompts, Known()) == 0
-    assert hiddenness(model.module, model.tokenizer, prompts, Blind()) == 1
+    assert evasion_score(model.module, model.tokenizer, prompts, Known()) == 0
+    assert evasion_score(model.module, model.tokenizer, prompts, Blind()) == 1
 
 
 def test_a_penalty_needs_labels(model, prompts):
-    oddness = Neighbours(model, "resid_post.1")
+    oddness = NearestNeighbourPenalty(model, "resid_post.1")
     with attach(model.module) as adapter, pytest.raises(BadInput, match="label"):
         train_lora(model.module, adapter, model.tokenizer, prompts.without("label"),
-                   settings(steps=1), penalty=Penalty(oddness))  # fmt: skip
-    with pytest.raises(BadInput, match="two kinds"):
-        hiddenness(model.module, model.tokenizer, normal(prompts), oddness)
+                   settings(steps=1), penalty=EvasionLoss(oddness))  # fmt: skip
+    with pytest.raises(BadInput, match="one kind"):
+        evasion_score(model.module, model.tokenizer, normal(prompts), oddness)
