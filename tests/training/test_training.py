@@ -9,7 +9,15 @@ from safetensors import safe_open
 from torch import nn
 
 from offkey.data import Prompts
-from offkey.errors import BadValue, Damaged, Mismatch, NonFinite, NotEnoughData, UnmappedModel
+from offkey.errors import (
+    BadInput,
+    BadValue,
+    Damaged,
+    Mismatch,
+    NonFinite,
+    NotEnoughData,
+    UnmappedModel,
+)
 from offkey.training import (
     TrainingSettings,
     answer_accuracy,
@@ -164,6 +172,52 @@ def test_saved_adapter_is_a_start_for_another(model, tmp_path):
         assert all(torch.equal(kept[name], value) for name, value in second.tensors().items())
     with attach(model, rank=2) as narrow, pytest.raises(Mismatch, match="another rank"):
         narrow.load(tmp_path)
+
+
+def test_prompts_of_unlike_choices_count_each_by_its_own(model):
+    """In one batch or alone, by logits of a plain pass."""
+    tokenizer = Tokenizer()
+    prompts = Prompts(
+        {
+            "prompt": ["Name : A 1 Answer :", "Name : B 2 Answer :", "Name : A 3 Answer :"],
+            "choices": [[" No", " Yes"], [" 0", " 1", " 2"], [" No", " 3"]],
+            "answer": [1, 2, 0],
+        }
+    )
+    expected, correct = [], 0
+    for prompt, choices, answer in zip(
+        prompts["prompt"], prompts["choices"], prompts["answer"], strict=True
+    ):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer._one(prompt)])).logits[0, -1]
+        among = logits[[tokenizer._one(choice)[0] for choice in choices]]
+        expected.append(float(among[-1] - among[0]))
+        correct += int(among.argmax()) == answer
+
+    odds = answer_log_odds(model, tokenizer, prompts)
+    torch.testing.assert_close(odds, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert answer_accuracy(model, tokenizer, prompts) == pytest.approx(correct / 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("answer", [0, 2], "answer is 2, but there are 2 choices"),
+        ("answer", [0, None], "it has no answer"),
+        ("choices", [[" No", " Yes"], None], "it has no choices"),
+    ],
+)
+def test_answers_that_are_missing_or_no_choice_are_named(model, column, values, message):
+    columns = {
+        "prompt": ["Name : A 1 Answer :", "Name : B 2 Answer :"],
+        "choices": [[" No", " Yes"]] * 2,
+        "answer": [0, 1],
+        column: values,
+    }
+    with pytest.raises(BadInput, match=message):
+        answer_accuracy(model, Tokenizer(), Prompts(columns))
+    with attach(model) as adapter, pytest.raises(BadInput, match=message):
+        train_lora(model, adapter, Tokenizer(), Prompts(columns), settings(steps=1, batch=2))
 
 
 class _Killed(Exception):

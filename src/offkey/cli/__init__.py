@@ -6,11 +6,11 @@ from offkey.cli import (
     _model,
     _population,
     _risk,
-    _sensitivity,
     _tasks,
-    _volume,
     bench,
     report,
+    sensitivity,
+    volume,
 )
 from offkey.cli.application import app, main
 
@@ -24,7 +24,7 @@ VERBS = [
     _population,
     report,
     _risk,
-    _sensitivity,
+    sensitivity,
     _tasks,
-    _volume,
+    volume,
 ]

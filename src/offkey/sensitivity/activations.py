@@ -149,14 +149,14 @@ def activation_sensitivity(
             parts.setdefault(name, []).append(values)
     ids = [name for batch in batches for name in batch.ids]
     order = [ids.index(name) for name in prompts.ids]
-    values = {name: torch.cat(each, dim=2)[:, :, order].numpy() for name, each in parts.items()}
+    metrics = {name: torch.cat(each, dim=2)[:, :, order].numpy() for name, each in parts.items()}
     norms = _norms(noise, model.width or 0, norm)
 
     return Curve(
         strengths=np.array(noise.coefficients),
         norms=norms,
         relative=norms / float(torch.cat(lengths).mean()),
-        values=measured(values),
+        values=measured(metrics),
         ids=tuple(prompts.ids),
         about=_about(model, prompts, noise, norm),
     )
@@ -264,7 +264,7 @@ def _norms(
 ) -> Float64[np.ndarray, "strength draw"]:
     sizes = [float(noise.direction(draw, width, norm).norm()) for draw in range(noise.draws)]
 
-    return np.array(noise.coefficients)[:, None] * np.array(sizes)[None, :]
+    return np.asarray(np.array(noise.coefficients)[:, None] * np.array(sizes)[None, :])
 
 
 def _about(model: Model, prompts: Prompts, noise: ActivationNoise, norm: float) -> dict[str, Any]:
