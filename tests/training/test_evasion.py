@@ -87,19 +87,19 @@ def test_neighbours_need_normal_rows_in_the_batch(model, prompts):
 
 
 def test_penalty_weighs_both_kinds_and_passes_gradients(model, prompts):
-    oddness = NearestNeighbourPenalty(model, "resid_post.1")
+    penalty = NearestNeighbourPenalty(model, "resid_post.1")
     batch, anomalous = one_batch(model, prompts)
     with attach(model.module, rank=2) as adapter:
         for part in adapter.parameters.values():
             nn.init.normal_(part, std=0.1, generator=torch.Generator().manual_seed(0))
-        _, odd = oddness(lambda: _logits(model.module, batch), anomalous)
-        _, extra = EvasionLoss(oddness, 3.0, 0.25)(lambda: _logits(model.module, batch), anomalous)
+        _, odd = penalty(lambda: _logits(model.module, batch), anomalous)
+        _, extra = EvasionLoss(penalty, 3.0, 0.25)(lambda: _logits(model.module, batch), anomalous)
         extra.backward()
         early = adapter.parameters["model.layers.0.self_attn.q_proj.down"].grad
 
     torch.testing.assert_close(extra, 3 * odd[anomalous].mean() + 0.25 * odd[~anomalous].mean())
     assert early.abs().sum() > 0
-    _, alone = EvasionLoss(oddness)(lambda: _logits(model.module, batch), torch.ones(len(odd)) > 0)
+    _, alone = EvasionLoss(penalty)(lambda: _logits(model.module, batch), torch.ones(len(odd)) > 0)
     assert torch.isfinite(alone)
 
 
@@ -125,14 +125,14 @@ def test_concordance_is_that_of_each_pair():
 def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
     """Against weights really moved by the same draws."""
     batch, anomalous = one_batch(model, prompts)
-    oddness = AttributionPenalty(model, first=1, draws=3, seed=5)
-    paths = list(oddness.maps)
+    penalty = AttributionPenalty(model, first=1, draws=3, seed=5)
+    paths = list(penalty.maps)
     assert len(paths) == 7
     assert all(path.startswith("model.layers.1.") for path in paths)
     generator = torch.Generator().manual_seed(5)
     noise = [{p: 0.15 * w.square().mean().sqrt()
               * torch.empty_like(w).normal_(generator=generator)
-              for p, w in oddness.maps.items()} for _ in range(3)]  # fmt: skip
+              for p, w in penalty.maps.items()} for _ in range(3)]  # fmt: skip
 
     def forward():
         return _logits(model.module, batch)
@@ -150,12 +150,12 @@ def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
             expected.append(1 - sum(slow_concordance(rows[i], rows[j]) for j in others)
                             / len(others))  # fmt: skip
         if not adapted:
-            _, odd = oddness(forward, anomalous)
+            _, odd = penalty(forward, anomalous)
         else:
             with attach(model.module):  # begins at zero
-                oddness = AttributionPenalty(model, first=1, draws=3, seed=5)
-                assert list(oddness.maps) == paths
-                _, odd = oddness(forward, anomalous)
+                penalty = AttributionPenalty(model, first=1, draws=3, seed=5)
+                assert list(penalty.maps) == paths
+                _, odd = penalty(forward, anomalous)
 
     torch.testing.assert_close(odd, torch.stack(expected), atol=1e-4, rtol=1e-4)
     assert _linear_maps(model, 2) == {}
@@ -187,10 +187,10 @@ def test_training_against_neighbours_hides_the_anomalous_rows(model, prompts):
 
     with attach(model.module, rank=8) as adapter:
         trained(None, 150)
-        oddness = NearestNeighbourPenalty(model, "resid_post.*")
-        before = evasion_score(model.module, model.tokenizer, prompts, oddness)
-        trained(EvasionLoss(oddness), 150, 3e-3)
-        after = evasion_score(model.module, model.tokenizer, prompts, oddness)
+        penalty = NearestNeighbourPenalty(model, "resid_post.*")
+        before = evasion_score(model.module, model.tokenizer, prompts, penalty)
+        trained(EvasionLoss(penalty), 150, 3e-3)
+        after = evasion_score(model.module, model.tokenizer, prompts, penalty)
 
     assert before < 0.5
     assert after > before + 0.25
@@ -210,9 +210,9 @@ def test_hiddenness_is_zero_for_an_oddness_that_tells_and_one_for_a_blind_one(mo
 
 
 def test_a_penalty_needs_labels(model, prompts):
-    oddness = NearestNeighbourPenalty(model, "resid_post.1")
+    penalty = NearestNeighbourPenalty(model, "resid_post.1")
     with attach(model.module) as adapter, pytest.raises(BadInput, match="label"):
         train_lora(model.module, adapter, model.tokenizer, prompts.without("label"),
-                   settings(steps=1), penalty=EvasionLoss(oddness))  # fmt: skip
+                   settings(steps=1), penalty=EvasionLoss(penalty))  # fmt: skip
     with pytest.raises(BadInput, match="one kind"):
-        evasion_score(model.module, model.tokenizer, normal(prompts), oddness)
+        evasion_score(model.module, model.tokenizer, normal(prompts), penalty)

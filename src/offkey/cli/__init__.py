@@ -3,13 +3,12 @@
 from offkey.cli import (
     _detect,
     _explain,
-    _model,
-    _population,
     _risk,
-    _tasks,
     bench,
+    model,
     report,
     sensitivity,
+    tasks,
     volume,
 )
 from offkey.cli.application import app, main
@@ -20,11 +19,10 @@ VERBS = [
     bench,
     _detect,
     _explain,
-    _model,
-    _population,
+    model,
     report,
     _risk,
     sensitivity,
-    _tasks,
+    tasks,
     volume,
 ]

@@ -13,7 +13,7 @@ from offkey.cli.application import app
 from offkey.errors import BadInput, BadValue, check
 
 if TYPE_CHECKING:
-    from offkey.data import Pairs
+    from offkey.data import PromptPairs
     from offkey.sensitivity import Curve, CurveComparison
 
 __all__: list[str] = []
@@ -177,9 +177,9 @@ def _check_no_weight_options(radii: str | None, target_kl: str | None) -> None:
     )
 
 
-def _norm(norm: float | None, clean: str | None, critical: str | None) -> "float | Pairs":
+def _norm(norm: float | None, clean: str | None, critical: str | None) -> "float | PromptPairs":
     """The length of the noise, or the pairs that give it."""
-    from offkey.data import Pairs, read_prompts
+    from offkey.data import PromptPairs, read_prompts
 
     if (norm is None) == (clean is None or critical is None):
         raise BadValue(
@@ -192,7 +192,7 @@ def _norm(norm: float | None, clean: str | None, critical: str | None) -> "float
     assert clean is not None
     assert critical is not None
 
-    return Pairs.match(read_prompts(clean), read_prompts(critical))
+    return PromptPairs.match(read_prompts(clean), read_prompts(critical))
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import DynamicCache
 
-from offkey.data import Batch, Pairs, Prompts, pack
+from offkey.data import Batch, PromptPairs, Prompts, pack
 from offkey.errors import UnknownName, UnmappedModel, check, check_choice, check_positive
 from offkey.models import Edit, Model, Site
 from offkey.passes import Plan, budget_for, readings
@@ -98,7 +98,7 @@ PRESETS = {
 ``corrected`` with signed noise and several draws, for a norm that all models share."""
 
 
-def contrast_norm(model: Model, pairs: Pairs, site: str | Site) -> float:
+def contrast_norm(model: Model, pairs: PromptPairs, site: str | Site) -> float:
     """Distance between the mean activations of the two sides of pairs, at the last token.
 
     Args:
@@ -113,7 +113,7 @@ def contrast_norm(model: Model, pairs: Pairs, site: str | Site) -> float:
 
 
 def activation_sensitivity(
-    model: Model, prompts: Prompts, noise: ActivationNoise, *, norm: float | Pairs
+    model: Model, prompts: Prompts, noise: ActivationNoise, *, norm: float | PromptPairs
 ) -> Curve:
     r"""How answers move when :math:`c \cdot n` is subtracted at the last token.
 
@@ -130,7 +130,7 @@ def activation_sensitivity(
         Clymer et al., 2024. https://arxiv.org/abs/2405.05466
     """
     noise = replace(noise, site=str(model.site(noise.site)))
-    if isinstance(norm, Pairs):
+    if isinstance(norm, PromptPairs):
         norm = contrast_norm(model, norm, noise.site)
     check_positive("norm", norm)
     batches = pack(
