@@ -4,12 +4,12 @@ from offkey.cli import (
     _detect,
     _explain,
     _risk,
-    _sensitivity,
-    _volume,
     bench,
     model,
     report,
+    sensitivity,
     tasks,
+    volume,
 )
 from offkey.cli.application import app, main
 
@@ -22,7 +22,7 @@ VERBS = [
     model,
     report,
     _risk,
-    _sensitivity,
+    sensitivity,
     tasks,
-    _volume,
+    volume,
 ]
