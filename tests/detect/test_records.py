@@ -10,10 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from offkey import detect, explain
 from offkey.data import Prompts
-from offkey.detect import Detector, Job, RunMetrics, read_metrics
+from offkey.detect import DetectionRun, Detector, RunMetrics, read_metrics
 from offkey.errors import BadInput, Damaged, Mismatch
 from offkey.explain import Explanations, read_explanations
 from offkey.stats import auroc
+from offkey.storage import Record, read_record
 
 from . import planted
 
@@ -28,9 +29,8 @@ RECORDS = sorted(
         value
         for room in (detect, explain)
         for value in (getattr(room, name) for name in room.__all__)
-        if isinstance(value, type) and issubclass(value, detect.Record)
-    }
-    - {detect.Record},
+        if isinstance(value, type) and issubclass(value, Record)
+    },
     key=lambda record: record.__name__,
 )
 
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
         Detector("activations", "mahalanobis", sites="module:first, module:route"),
         Detector("activations", "que", sites="module:first, module:route"),
     ]
-    job = Job(
+    run = DetectionRun(
         planted.model(),
         detectors,
         planted.prompts(200, seed=1),
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
         pool=planted.prompts(50, seed=3, anomalous=0.5, name="q"),
         quiet=True,
     )
-    return folder, job.run(folder)
+    return folder, run.run(folder)
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
@@ -104,7 +104,7 @@ def missing_fields(record, value):
 
 def records_in(annotation):
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, detect.Record) else []
+        return [annotation] if issubclass(annotation, Record) else []
     return [found for part in typing.get_args(annotation) for found in records_in(part)]
 
 
@@ -118,14 +118,14 @@ def test_a_field_that_is_named_and_not_written_is_noticed(run):
     with pytest.raises(ValidationError):
         Later(**dict(metrics))
     with pytest.raises(Damaged, match="hour: field required"):
-        Later.read(folder / "metrics.json")
+        read_record(Later, folder / "metrics.json")
 
 
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
         (None, BadInput, "no metrics.json in this folder"),
-        ("{", Damaged, "not readable as JSON"),
+        ("{", Damaged, "truncated or edited"),
         ('{"alpha": NaN}', Damaged, "NaN is not a number"),
         ('{"alpha": 0.05}', Damaged, "mode: field required"),
     ],

@@ -51,7 +51,7 @@ def detect(
     --trusted trusted.jsonl --test new.jsonl --out run[/bold]
     """
     from offkey.data import read_prompts
-    from offkey.detect import Job
+    from offkey.detect import DetectionRun
     from offkey.report import print_table, write_report
 
     o.check_folder(out)
@@ -59,7 +59,7 @@ def detect(
     given = read_prompts(trusted), read_prompts(test)
     unlabelled = read_prompts(pool) if pool else None
     kept = read_prompts(calibration) if calibration else None
-    job = Job(
+    run = DetectionRun(
         o.model_of(model, adapter, dtype, device),
         detectors,
         *given,
@@ -70,10 +70,10 @@ def detect(
         quiet=as_json,
     )
     if check:
-        told = job.check()
+        told = run.check()
         typer.echo(json.dumps(told, indent=2) if as_json else "everything is in order")
         return
-    metrics = job.run(out)
+    metrics = run.run(out)
     if metrics is None:
         return
     page = write_report(out)

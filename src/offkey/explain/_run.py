@@ -20,7 +20,7 @@ from offkey.explain.explanation import (
 )
 from offkey.explain.words import flagged_words
 from offkey.models import Model, load
-from offkey.storage import read_run, read_table, write_json
+from offkey.storage import read_run, read_table
 
 __all__ = ["explain_run"]
 
@@ -162,4 +162,4 @@ class _Run:
                   and not math.isnan(row["score"])]  # fmt: skip
         words = flagged_words(*([row[name] for row in tested] for name in _TOLD))
         record = Explanations.make(tuple(kept.values()), words)
-        write_json(self.folder / EXPLANATIONS_FILE, record.as_json())
+        record.write(self.folder / EXPLANATIONS_FILE)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.detect import Detector, Scores, harvest, text_of
+from offkey.detect import Detector, Scores, Session, text_of
 from offkey.dictionaries import Dictionary, dictionary_folder, load_dictionary
 from offkey.errors import BadInput
 from offkey.explain._instruments import Instrument, heads_on, latents_on, read_both
@@ -19,7 +19,7 @@ from offkey.explain._swaps import swap_shares, variants
 from offkey.explain.explanation import Detail, Swap
 from offkey.features.sae import SparseLatents
 from offkey.models import Model, Site
-from offkey.passes import Rows, World
+from offkey.passes import Rows
 
 __all__ = ["AnyPrompts", "Pair", "Seen", "Task", "look"]
 
@@ -42,9 +42,7 @@ class Task:
 
     def rows(self, prompts: AnyPrompts, name: str) -> Rows:
         """What the detector's feature says of prompts."""
-        folder = self.folder / name
-
-        return harvest(self.model, prompts, [self.detector], folder, world=World(), quiet=True)[0]
+        return Session(self.model).record_features([self.detector], prompts, name)[0]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
-from offkey.detect import Record
 from offkey.errors import Mismatch, check, check_at_least
+from offkey.storage import Record, read_record
 
 __all__ = [
     "EXPLANATIONS_FILE",
@@ -255,7 +255,7 @@ def read_explanations(folder: str | PathLike[str]) -> Explanations | None:
     path = Path(folder) / EXPLANATIONS_FILE
     if not path.exists():
         return None
-    explanations = Explanations.read(path)
+    explanations = read_record(Explanations, path, mend="Delete it and explain again")
     if explanations.format > FORMAT:
         raise Mismatch(
             f"format {explanations.format} is later than this version's {FORMAT}",
