@@ -58,7 +58,7 @@ class TrustedSplit:
             NotEnoughData: a part would be empty.
         """
         if calibration is None:
-            parts = split_by_source(trusted, FRACTIONS, seed)
+            parts = [*split_by_source(trusted, FRACTIONS, seed)]
         else:
             if shared := set(trusted.ids) & set(calibration.ids):
                 raise Mismatch(
@@ -123,7 +123,7 @@ def fit_rows(
     for detector in detectors:
         sites = [str(site) for site in detector.feature.sites_on(model)]
         names.append({site: row_name(detector.feature, site) for site in sites})
-    pooled = pool or [None] * len(rows)
+    pooled: Sequence[Rows | None] = pool or [None] * len(rows)
     for shared in {id(record): record for record in rows}.values():
         group = [n for n, record in enumerate(rows) if record is shared]
         fitting = _Fitting(model, shared, pooled[group[0]], split, tolerant)
