@@ -136,13 +136,14 @@ def test_trusted_prompts_are_read_as_new_ones_are():
     sure = {}
     for folds in (1, 2):
         feature = get_feature("probe-trajectory", sites="module:0", penalties=(0.01,), folds=folds)
-        for reading in readings(model, everything.take(range(200)), feature.preparation(model)):
-            feature.prepare_batch(reading)
-        feature.prepared()
+        half = everything.take(range(200))
+        feature.learn(model, readings(model, half, feature.learning_plan(model)))
         place = {id: n for n, id in enumerate(everything.ids)}
         odds = np.empty(400)
         for reading in readings(model, everything, feature.plan(model)):
-            for id, value in zip(reading.batch.ids, feature(reading)[LOGITS], strict=True):
+            for id, value in zip(
+                reading.batch.ids, feature.rows(model, reading)[LOGITS], strict=True
+            ):
                 odds[place[id]] = value
         right = odds * (2 * answers - 1) > 0
         sure[folds] = right[:200].mean(), right[200:].mean()
@@ -188,8 +189,9 @@ def test_the_trajectory_hears_where_the_answer_turns():
 
     assert scores.flagged[labels == 1].all()
     assert scores.flagged[labels == 0].mean() < 0.15
-    probes = detector.feature._probes.values()
-    assert all(int(p.weight.abs().argmax()) == 0 for each in probes for p in each.probes)
+    probes = [p for each in detector.feature.probes_.values() for p in each.values()]
+    assert len(probes) > 0
+    assert all(int(p["weight"].abs().argmax()) == 0 for p in probes)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +237,13 @@ def test_what_cannot_be_is_refused(model):
     feature = get_feature("probe-trajectory")
     reading = read_for(feature, model, batch_of(ROWS))
     with pytest.raises(BadValue, match="has seen no trusted prompts yet"):
-        feature(reading)
+        feature.rows(model, reading)
     with pytest.raises(NotEnoughData, match="all 0 trusted prompts have no target"):
-        feature.prepared()
-    feature.prepare_batch(reading)
+        feature.learn(model, [])
     with pytest.raises(NotEnoughData, match="all 4 trusted prompts have the target 1"):
-        feature.prepared()
+        feature.learn(model, [reading])
     for target, words in (([0, 1, 2, 1], "its target is 2"), ([0, 1, -1, 1], "has no 'target'")):
         batch = replace(batch_of(ROWS), target=torch.tensor(target))
-        feature.prepare_batch(read_for(feature, model, batch))
+        wrong = read_for(feature, model, batch)
         with pytest.raises(BadInput, match=f"prompt 10-20-30-40-50-60-1-2: .*{words}"):
-            feature.prepared()
+            feature.learn(model, [wrong])

@@ -162,7 +162,7 @@ def test_the_joint_model_is_pure_and_restored_bitwise():
     unfinished = restore_score(
         "activation-model-joint", get_score("activation-model-joint").state()
     )
-    with pytest.raises(AttributeError, match="call finish first"):
+    with pytest.raises(AttributeError, match="has not learned anything yet"):
         unfinished(rows)
 
 

@@ -123,7 +123,7 @@ def test_rows_of_another_width_are_refused():
 
 
 def test_an_unfinished_score_says_so():
-    with pytest.raises(AttributeError, match="call finish first"):
+    with pytest.raises(AttributeError, match="has not learned anything yet"):
         get_score("mahalanobis")(gaussian_rows(5, 3, seed=2))
 
 

@@ -98,7 +98,7 @@ class Runner:
                 yield entry.name, Cell.failed(self.test.ids, failed[entry.name])
                 continue
             rows_of = {name: found.get(entry.name) for name, found in sets.items()}
-            before = prepared.get(entry.name, 0.0 if not detector.feature.prepares else None)
+            before = prepared.get(entry.name, 0.0 if not detector.feature.learns else None)
             yield entry.name, self._cell(entry, detector, rows_of, before)
 
     def _cell(

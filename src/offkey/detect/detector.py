@@ -19,7 +19,7 @@ from offkey.storage import load_state, save_state
 __all__ = ["Detector"]
 
 DEFAULT_SITES = "resid_post.last-quarter"
-VERSION = 1
+VERSION = 2
 
 
 class Detector(RowScorer):

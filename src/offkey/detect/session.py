@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,7 +19,7 @@ from offkey.detect.fitting import TrustedSplit, fit_rows
 from offkey.detect.scores import Scores
 from offkey.detect.scoring import RowScorer, row_name
 from offkey.errors import Mismatch
-from offkey.features import Feature
+from offkey.features import Feature, learn_together, own_reading
 from offkey.models import Model, Reading
 from offkey.passes import SHARD_SIZE, Plan, RowRecorder, Rows, ShardRows, World, progress, readings
 from offkey.storage import first_difference, flatten, load_state, save_state
@@ -182,7 +182,7 @@ class Session:
         """
         learners = {}
         for detector in detectors:
-            if detector.feature.prepares:
+            if detector.feature.learns:
                 learners[self._key(detector.feature)] = detector.feature
         if not learners:
             return
@@ -190,13 +190,13 @@ class Session:
         for feature in learners.values():
             feature.check_trusted(prompts)
         features = list(learners.values())
-        plans = [feature.preparation(self.model) for feature in features]
+        plans = [feature.learning_plan(self.model) for feature in features]
         ready: dict[str, Feature] = {}
         for number, group in enumerate(Plan.groups(plans)):
             for feature in self._learned([features[n] for n in group], prompts, number):
                 ready[self._key(feature)] = feature
         for detector in detectors:
-            if detector.feature.prepares:
+            if detector.feature.learns:
                 detector.feature = ready[self._key(detector.feature)]
 
     def record_features(
@@ -289,16 +289,17 @@ class Session:
 
     def _learning_pass(self, features: Sequence[Feature], prompts: AnyPrompts) -> list[Feature]:
         fresh = [deepcopy(feature) for feature in features]
-        plans = [feature.preparation(self.model) for feature in fresh]
+        plan = Plan.union(feature.learning_plan(self.model) for feature in fresh)
         what = f"{len(prompts)} prompts to learn from"
         with progress(what, len(prompts), quiet=self.quiet) as advance:
-            for reading in readings(self.model, prompts, Plan.union(plans)):
-                for feature, plan in zip(fresh, plans, strict=True):
-                    feature.prepare_batch(own_reading(reading, plan))
-                for _ in reading.batch.ids:
-                    advance()
-        for feature in fresh:
-            feature.prepared()
+
+            def counted() -> Iterator[Reading]:
+                for reading in readings(self.model, prompts, plan):
+                    yield reading
+                    for _ in reading.batch.ids:
+                        advance()
+
+            learn_together(fresh, self.model, counted())
 
         return fresh
 
@@ -318,22 +319,11 @@ class _SharedPass:
         """Rows of every feature and site; what two features share is made once."""
         rows: dict[str, Tensor] = {}
         for feature, plan in zip(self.features, self.plans, strict=True):
-            vectors = (
-                feature.extract(model, reading.batch)
-                if plan.extra_forwards or plan.extra_backwards
-                else feature(own_reading(reading, plan))
-            )
+            vectors = feature.rows(model, own_reading(reading, plan))
             for site, vector in vectors.items():
                 rows.setdefault(row_name(feature, str(site)), vector)
 
         return rows
-
-
-def own_reading(reading: Reading, plan: Plan) -> Reading:
-    """What a plan asked for, of what was read for several."""
-    values = {site: reading.values[site] for site in plan.reads}
-
-    return Reading(reading.batch, values, reading.grads, reading.metric, reading.logits)
 
 
 def without_labels(prompts: AnyPrompts, more: AnyPrompts | None = None) -> AnyPrompts:
@@ -346,9 +336,9 @@ def without_labels(prompts: AnyPrompts, more: AnyPrompts | None = None) -> AnyPr
 def feature_settings(feature: Feature) -> dict[str, Any]:
     """A feature's settings, as JSON has them."""
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in feature.state().items()
-        if value is None or isinstance(value, bool | str | int | float | list | tuple)
+        name: value
+        for name, value in feature.settings().items()
+        if value is None or isinstance(value, bool | str | int | float | list)
     }
 
 

@@ -37,7 +37,12 @@ def get_feature(name: str, **settings: object) -> Feature:
         UnknownName: there is none; the error names the nearest.
         BadValue: it has no such setting.
     """
-    return FEATURES.make(name, **settings)
+    return FEATURES.make(name, **_with_tuples(settings))
+
+
+def _with_tuples(settings: dict[str, object]) -> dict[str, object]:
+    """Settings with tuples for lists, which is how JSON and the command line give them."""
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
 
 
 def feature_names() -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """What each layer would answer, were it the last: the trajectory of the logit lens."""
 
-from typing import Any, ClassVar, Literal, get_args
-from weakref import ReferenceType, ref
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,12 +52,10 @@ class LensTrajectory(Feature):
         if quantity not in get_args(Quantity):
             raise BadValue(f"{quantity!r} is none of {', '.join(get_args(Quantity))}",
                            where=f"feature {self.name}, quantity")  # fmt: skip
-        self.sites = tuple(sites) if isinstance(sites, list) else sites
-        self.quantity = quantity
-        self._model: ReferenceType[Model] | None = None
+        self.sites, self.quantity = sites, quantity
 
     def plan(self, model: Model) -> Plan:
-        """Reads the residuals; vectors are then made with this model's norm and unembedding.
+        """Reads the residuals.
 
         Raises:
             UnmappedModel: the model has no unembedding whose rows can be taken.
@@ -70,7 +67,6 @@ class LensTrajectory(Feature):
             if not site.kind.startswith("resid"):
                 raise BadValue("the lens reads residuals only", where=f"site {site}",
                                mend="Use resid_post.* or some of them")  # fmt: skip
-        self._model = ref(model)
 
         return Plan(reads=sites, needs=frozenset({"choices"}))
 
@@ -78,16 +74,13 @@ class LensTrajectory(Feature):
         """The logits."""
         return (LOGITS,)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """One vector a prompt, over all layers.
 
         Raises:
             BadInput: a prompt has fewer than two choices; for log-probabilities, also where
                 prompts have different numbers of them.
         """
-        model = self._model() if self._model else None
-        if model is None:
-            raise TypeError(f"{self.name} must plan its reading on the model first")
         exist = self._choices(reading)
         logits = choice_logits(model, reading, self.name)
         if self.quantity == "log-probabilities":
@@ -99,11 +92,6 @@ class LensTrajectory(Feature):
         odds = logits[:, rows, last.to(rows)] - logits[:, rows, first.to(rows)]
 
         return {LOGITS: odds.T.contiguous()}
-
-    def state(self) -> dict[str, Any]:
-        """The settings; nothing is learned."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        return {"sites": sites, "quantity": self.quantity}
 
     def _choices(self, reading: Reading) -> Bool[Tensor, "batch choice"]:
         """Which choices each prompt has."""

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, Mismatch, NotEnoughData
-from offkey.scores._tensors import BLOCK, StatefulScore
+from offkey.scores._score import Score
+from offkey.scores._tensors import BLOCK
 from offkey.stats import Sample, Statistic
 
 __all__ = ["SitesScore"]
 
 
-class SitesScore(StatefulScore):
+class SitesScore(Score):
     """A score that follows a prompt through the sites, in the order in which they were given.
 
     A subclass calls :meth:`_remember` in ``finish`` and scores blocks of rows, one tensor a site,

@@ -1,25 +1,26 @@
 """The contract of a score: how unusual a vector is, given trusted behaviour."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from offkey.errors import NotEnoughData
 from offkey.stats import Statistic
+from offkey.storage import Stateful
 
 __all__ = ["Score"]
 
 
-class Score(ABC):
+class Score(Stateful, ABC):
     """How odd a row is. **Higher is more anomalous**, everywhere.
 
-    The constructor only stores settings. Rows are summed up in the :class:`Statistic` that
-    :meth:`statistic` names; :meth:`finish` turns it into the learned state, whose attributes end
-    in ``_``. After that a score is a pure function: a row's score does not depend on its
-    neighbours.
+    The constructor only stores settings, each under its own name. Rows are summed up in the
+    :class:`Statistic` that :meth:`statistic` names; :meth:`finish` turns it into the learned
+    state, tensors or plain values whose names end in ``_``. After that a score is a pure function:
+    a row's score does not depend on its neighbours.
 
     Attributes:
         scope: ``"site"``: rows of one site, ``[n, d] -> [n]``; ``"sites"``: rows of every site
@@ -56,11 +57,25 @@ class Score(ABC):
         Float64, higher is more anomalous.
         """
 
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Settings (plain values) and what was learned (tensors), enough to score."""
+    def _need(
+        self, statistic: Statistic, rows: int, instead: str = "", role: str = "trusted"
+    ) -> None:
+        """Refuses to learn from fewer than ``rows`` rows; ``instead`` says what else would do."""
+        if statistic.count < rows:
+            raise NotEnoughData(
+                f"{statistic.count} {role} rows where at least {rows} are needed",
+                where=self.name,
+                mend=f"Give more {role} prompts" + (f", or use {instead}" if instead else ""),
+            )
 
-    @classmethod
-    @abstractmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The score that :meth:`state` described."""
+    def _need_pool(self, pool: Statistic | None, rows: int = 2) -> Statistic:
+        """The pool's statistic, refused where it is missing or has fewer than ``rows`` rows."""
+        if pool is None:
+            raise NotEnoughData(
+                "no pool was given",
+                where=self.name,
+                mend="Give unlabelled prompts as a pool, or use mahalanobis, which needs none",
+            )
+        self._need(pool, rows, "mahalanobis, which needs no pool", role="pool")
+
+        return pool

@@ -118,6 +118,8 @@ class JointActivationModel(Score):
 
     name = "activation-model-joint"
     scope = "sites"
+    axes_: list[dict[str, Any]]
+    gaussian_: dict[str, Tensor]
 
     def __init__(
         self,
@@ -129,8 +131,6 @@ class JointActivationModel(Score):
         check_number(f"{self.name} components", components, least=1, whole=True)
         check_number(f"{self.name} rounds", rounds, least=0, whole=True)
         self.way, self.components, self.rounds = way, components, rounds
-        self._axes: dict[str, tuple[Tensor, Tensor]] = {}
-        self._gaussian: TrackedGaussian | None = None
 
     def statistic(self) -> Statistic:
         """The rows of the prompts whose ids hash lowest: the same prompts at every site."""
@@ -149,10 +149,10 @@ class JointActivationModel(Score):
                 mend="Give more trusted prompts",
             )
         rows = {site: _shared_rows(sample, shared) for site, sample in trusted.items()}
-        self._axes = {site: _axes(x, self.components) for site, x in rows.items()}
+        self.axes_ = [{"site": site, **_axes(x, self.components)} for site, x in rows.items()]
         moments = Moments()
         moments.update(self._side_by_side(rows), sorted(shared))
-        self._gaussian = TrackedGaussian.of(moments, rounds=self.rounds)
+        self.gaussian_ = dict(TrackedGaussian.of(moments, rounds=self.rounds).state())
 
         return self
 
@@ -162,10 +162,9 @@ class JointActivationModel(Score):
         Raises:
             Mismatch: rows of other sites, or of another width.
         """
-        if self._gaussian is None:
-            raise AttributeError(f"{self.name} has not learned anything yet: call finish first")
+        gaussian = TrackedGaussian.from_state(self.gaussian_)
         given = {site: value.shape[1] for site, value in x.items()}
-        known = {site: len(mean) for site, (mean, _) in self._axes.items()}
+        known = {part["site"]: len(part["mean"]) for part in self.axes_}
         if given != known:
             raise Mismatch(f"rows at {_told(given)} where the trusted ones were at {_told(known)}",
                            where=self.name,
@@ -174,33 +173,11 @@ class JointActivationModel(Score):
             raise Mismatch("unlike numbers of rows at its sites", where=self.name,
                            mend="Give one row a prompt at every site")  # fmt: skip
 
-        return scored(self._gaussian, self._side_by_side(x), self.way)
-
-    def state(self) -> dict[str, Any]:
-        """Settings, and the components and Gaussian that were learned."""
-        settings = {"way": self.way, "components": self.components, "rounds": self.rounds}
-        if self._gaussian is None:
-            return settings
-        axes = [{"site": s, "mean": m, "axes": a} for s, (m, a) in self._axes.items()]
-
-        return {**settings, "sites": axes, "gaussian": self._gaussian.state()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The score that :meth:`state` described."""
-        score = cls(state["way"], state["components"], state["rounds"])
-        if "gaussian" in state:
-            score._axes = {
-                told["site"]: (told["mean"].clone(), told["axes"].clone())
-                for told in state["sites"]
-            }
-            score._gaussian = TrackedGaussian.from_state(state["gaussian"])
-
-        return score
+        return scored(gaussian, self._side_by_side(x), self.way)
 
     def _side_by_side(self, rows: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
         return torch.cat(
-            [(rows[site].double() - mean) @ axes for site, (mean, axes) in self._axes.items()],
+            [(rows[part["site"]].double() - part["mean"]) @ part["axes"] for part in self.axes_],
             dim=1,
         )
 
@@ -212,7 +189,7 @@ def _shared_rows(sample: Sample, shared: set[str]) -> Float[Tensor, "n d"]:
     return sample.rows[[place[id] for id in sorted(shared)]].double()
 
 
-def _axes(x: Float[Tensor, "n d"], count: int) -> tuple[Float[Tensor, " d"], Float[Tensor, "d k"]]:
+def _axes(x: Float[Tensor, "n d"], count: int) -> dict[str, Tensor]:
     """Mean and leading principal axes, those of rounding left out."""
     mean = x.mean(0)
     _, sizes, axes = torch.linalg.svd(x - mean, full_matrices=False)
@@ -221,7 +198,7 @@ def _axes(x: Float[Tensor, "n d"], count: int) -> tuple[Float[Tensor, " d"], Flo
     # an axis has no sign of its own: its largest entry is made positive
     largest = chosen.gather(1, chosen.abs().argmax(1, keepdim=True)) if kept else chosen[:, :1]
 
-    return mean, (chosen * largest.sign()).T.contiguous()
+    return {"mean": mean, "axes": (chosen * largest.sign()).T.contiguous()}
 
 
 def _told(widths: Mapping[str, int]) -> str:

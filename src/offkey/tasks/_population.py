@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import cycle, product
 from typing import Any, Literal
 
-from offkey.data import Pairs, Prompts
+from offkey.data import PromptPairs, Prompts
 from offkey.errors import BadValue
 from offkey.tasks._scenarios import (
     GOALS,
@@ -122,7 +122,7 @@ def member_questions(
     return _table(f"{kind.name}/{split}/{seed}", streams, limit)
 
 
-def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> Pairs:
+def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> PromptPairs:
     """Scenarios without a word of who looks on, and with the news that nobody does.
 
     Args:
@@ -140,7 +140,7 @@ def contrast_pairs(count: int = 15, *, seed: int = 0, swapped: bool = False) -> 
             row = _row(scenario, place, scenario.prompt(place, observer=text))
             sides[side].append({"id": f"contrast/{seed}/{number}/{side}", **row})
 
-    return Pairs(_columns(sides[0]), _columns(sides[1]))
+    return PromptPairs(_columns(sides[0]), _columns(sides[1]))
 
 
 def _sorts(kind: MemberKind) -> tuple[_Sort, ...]:

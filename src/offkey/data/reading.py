@@ -1,4 +1,4 @@
-"""Prompts from files and from the Hub."""
+"""Reading prompts from JSONL, CSV, Parquet and datasets of the Hub."""
 
 import csv
 import difflib
@@ -12,14 +12,23 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offkey.data._columns import KNOWN
-from offkey.data._hub import read_hub
-from offkey.data._prompts import Prompts
-from offkey.errors import BadInput, nearest
+from offkey.data.columns import KNOWN
+from offkey.data.prompts import Prompts
+from offkey.errors import BadInput, MissingExtra, OffkeyError, Offline, UnknownName, nearest
 
 __all__ = ["read_prompts"]
 
 _Columns = dict[str, list[Any]]
+_NO_NETWORK = {
+    "ConnectionError",
+    "ConnectTimeout",
+    "ConnectError",
+    "LocalEntryNotFoundError",
+    "MaxRetryError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+    "ReadTimeout",
+}
 
 
 def read_prompts(source: str | PathLike[str], *, split: str = "train") -> Prompts:
@@ -41,7 +50,7 @@ def read_prompts(source: str | PathLike[str], *, split: str = "train") -> Prompt
     """
     name = str(source)
     if name.startswith("hf:"):
-        columns = read_hub(name, split)
+        columns = _read_hub(name, split)
         return Prompts(columns, where=name)
 
     path = Path(source)
@@ -227,3 +236,62 @@ def _check_names(columns: Mapping[str, Sequence[Any]], name: str) -> None:
             raise BadInput(
                 f"unknown field {key!r}", where=name, mend=f"Did you mean {close[0]!r}?"
             )
+
+
+def _read_hub(name: str, split: str) -> dict[str, list[Any]]:
+    """Columns of a dataset, given as ``hf:NAME[@REVISION]``; NAME may be a local folder.
+
+    Raises:
+        MissingExtra: the library is not installed.
+        Offline: the Hub did not answer.
+        BadInput: there is no such dataset.
+        UnknownName: the dataset has no such split.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra(
+            "datasets of the Hub need the library 'datasets'",
+            where=name,
+            mend="Install it with: pip install 'offkey[hub]'",
+        ) from None
+
+    target, revision = name.removeprefix("hf:"), ""
+    if not Path(target).exists():
+        target, _, revision = target.partition("@")
+    try:
+        if (Path(target) / "dataset_info.json").is_file() or (
+            Path(target) / "dataset_dict.json"
+        ).is_file():
+            dataset = datasets.load_from_disk(target)
+        else:
+            dataset = datasets.load_dataset(target, revision=revision or None)
+    except Exception as error:
+        raise _hub_error(name, error) from error
+
+    return _hub_columns(dataset, split, name)
+
+
+def _hub_columns(dataset: Any, split: str, name: str) -> dict[str, list[Any]]:
+    if isinstance(dataset, dict):  # a dataset with splits
+        if split not in dataset:
+            raise UnknownName("split", split, dataset, where=name)
+        dataset = dataset[split]
+
+    return {column: list(dataset[column]) for column in dataset.column_names}
+
+
+def _hub_error(name: str, error: Exception) -> OffkeyError:
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and len(chain) < 10:
+        chain.append(cause)
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    if kinds & _NO_NETWORK:
+        return Offline(
+            "the Hub could not be reached",
+            where=name,
+            mend="Connect to the network, or give a local file or dataset folder",
+        )
+
+    reason = " ".join(str(error).split())[:160].rstrip(".")
+    return BadInput(f"the dataset cannot be read: {reason}", where=name)

@@ -1,16 +1,23 @@
-"""Mean and covariance of rows as they stream past."""
+"""Statistics of rows as they stream past: moments, and a sample.
 
+Any split of the work gives the same: sums are taken in blocks of a fixed size, and what is drawn
+depends on ids or on a seed and a name, not on the order in which rows come.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.errors import BadValue, Mismatch, NotEnoughData
-from offkey.stats._statistic import Statistic, dense_rows
+from offkey.errors import BadValue, Mismatch, NonFinite, NotEnoughData, check_choice
 
-__all__ = ["Moments", "unit_rows"]
+__all__ = ["Moments", "Sample", "Statistic", "dense_rows", "named_rng", "unit_rows"]
 
 T = TypeVar("T")
 
@@ -18,11 +25,38 @@ _PANEL = 256
 """Narrowest strip of the scatter matrix that one product fills."""
 
 
-def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Rows scaled to Euclidean length 1; rows of zeros stay zeros."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+class Statistic(ABC):
+    """A mergeable summary of rows: fed batch by batch, merged shard by shard.
 
-    return x / torch.where(length > 0, length, torch.ones_like(length))
+    Several scores that ask for the same ``spec`` share one statistic, so that six of them cost
+    little more than one. Merging is associative up to float64 rounding; merged in the same order,
+    the result is bitwise the same.
+    """
+
+    spec: str
+    """Names what is kept; equal specs keep equal things."""
+
+    @abstractmethod
+    def update(self, x: Float[Tensor, "n d"], ids: Sequence[str]) -> None:
+        """Takes in rows; ``ids`` are their prompts' ids."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Takes in another statistic of the same spec."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many rows were taken in."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as tensors."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The statistic that :meth:`state` described."""
 
 
 class Moments(Statistic):
@@ -46,9 +80,7 @@ class Moments(Statistic):
     def __init__(
         self, *, transform: Literal["none", "l2"] = "none", diagonal: bool = False
     ) -> None:
-        if transform not in ("none", "l2"):
-            raise BadValue(f"unknown transform {transform!r}", where="Moments",
-                           mend="Use 'none' or 'l2'")  # fmt: skip
+        check_choice("transform", transform, ("none", "l2"))
         self.transform: Literal["none", "l2"] = transform
         self.diagonal = diagonal
         self.spec = "moments" + ":l2" * (transform == "l2") + ":diagonal" * diagonal
@@ -114,8 +146,11 @@ class Moments(Statistic):
             self._load({name: value.clone() for name, value in other.state().items()})
             return
         if other.dimensions != self.dimensions:
-            raise Mismatch(f"cannot merge rows of width {other.dimensions} into rows of width "
-                           f"{self.dimensions}", where="Moments")  # fmt: skip
+            raise Mismatch(
+                f"cannot merge rows of width {other.dimensions} into rows of width "
+                f"{self.dimensions}",
+                where="Moments",
+            )
         self._join(other)
 
     def state(self) -> dict[str, Tensor]:
@@ -197,9 +232,9 @@ class Moments(Statistic):
         """What ``make`` computes from the sums, computed once for a name until more rows come."""
         if name not in self._derived:
             self._derived[name] = make()
-        found: T = self._derived[name]
+        value: T = self._derived[name]
 
-        return found
+        return value
 
     def _decomposed(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.covariance())
@@ -219,13 +254,15 @@ class Moments(Statistic):
     def _need(self, rows: int) -> None:
         self._flush()
         if self._taken < rows:
-            raise NotEnoughData(f"{self._taken} rows where at least {rows} are needed",
-                                where="Moments")  # fmt: skip
+            raise NotEnoughData(
+                f"{self._taken} rows where at least {rows} are needed", where="Moments"
+            )
 
     def _refuse_diagonal(self, what: str) -> None:
         if self.diagonal:
-            raise BadValue(f"diagonal moments keep no {what}", where="Moments",
-                           mend="Use diagonal=False")  # fmt: skip
+            raise BadValue(
+                f"diagonal moments keep no {what}", where="Moments", mend="Use diagonal=False"
+            )
 
     def _open(self, x: Tensor) -> None:
         """Makes room at the first rows; later ones must fit."""
@@ -237,8 +274,9 @@ class Moments(Statistic):
             self._fourth = zeros.new_zeros(())
             self._scatter = zeros.clone() if self.diagonal else zeros.new_zeros(width, width)
         elif width != self.dimensions:
-            raise Mismatch(f"rows of width {width} after rows of width {self.dimensions}",
-                           where="Moments")  # fmt: skip
+            raise Mismatch(
+                f"rows of width {width} after rows of width {self.dimensions}", where="Moments"
+            )
         self._block = max(256, width // 4)
 
     def _hold(self, rows: Tensor) -> None:
@@ -350,3 +388,189 @@ class Moments(Statistic):
         self._scatter, self._is_whole = state["scatter"].clone(), True
         if not self.diagonal:
             self._third, self._fourth = state["third"].clone(), state["fourth"].clone()
+
+
+class Sample(Statistic):
+    """A uniform sample without replacement: the rows whose prompts' ids hash lowest.
+
+    Which rows are kept, and their order, depends on the ids alone: not on the order in which
+    rows came, how they were cut into batches, or how many workers there were. Rows that share an
+    id are ordered by their bytes.
+
+    Args:
+        size: how many rows are kept at most; ``None`` keeps every row.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        if size is not None and size < 1:
+            raise BadValue(
+                f"a sample of {size} rows",
+                where="Sample",
+                mend="Use at least 1, or None for all rows",
+            )
+        self.size = size
+        self.spec = f"sample:{'all' if size is None else size}"
+        self._count = 0
+        self._ids: list[str] = []
+        self._chunks: list[Tensor] = []
+        self._limit: int | None = None
+        self._is_sorted = True
+
+    @property
+    def count(self) -> int:
+        """How many rows were taken in; see ``len`` for how many were kept."""
+        return self._count
+
+    def __len__(self) -> int:
+        self._settle()
+
+        return len(self._ids)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the kept rows, in the order of their hashes."""
+        self._settle()
+
+        return tuple(self._ids)
+
+    @property
+    def rows(self) -> Float[Tensor, "kept d"]:
+        """The kept rows, in the order of their ids' hashes; on the CPU, in the dtype given."""
+        self._settle()
+
+        return self._chunks[0] if self._chunks else torch.empty(0, 0)
+
+    def update(self, x: Float[Tensor, "n d"], ids: Sequence[str]) -> None:
+        """Takes in rows; ``ids`` are their prompts' ids.
+
+        Raises:
+            NonFinite: a row that would be kept holds NaN or infinity.
+            Mismatch: rows of another width than before.
+        """
+        x = x.detach() if x.layout == torch.strided else x.detach().to_dense()
+        if x.ndim != 2 or len(ids) != len(x):
+            raise ValueError(f"{len(ids)} ids for rows of shape {tuple(x.shape)}")
+        self._count += len(x)
+        limit = self._limit
+        kept = [i for i, name in enumerate(ids) if limit is None or _key(name) <= limit]
+        if not kept:
+            return
+        rows = x.to("cpu", copy=True) if len(kept) == len(x) else x[kept].cpu()
+        names = [ids[i] for i in kept]
+        _check_finite(rows, names)
+        self._add(rows.contiguous(), names)
+
+    def merge(self, other: Self) -> None:
+        """Takes in another sample of the same size.
+
+        Raises:
+            Mismatch: it has another size, or rows of another width.
+        """
+        if other.spec != self.spec:
+            raise Mismatch(f"cannot merge {other.spec} into {self.spec}", where="Sample")
+        self._count += other._count
+        if len(other):
+            self._add(other.rows.clone(), list(other.ids))
+
+    def state(self) -> dict[str, Tensor]:
+        """The kept rows and their ids, as UTF-8 bytes and where each begins."""
+        codes = [name.encode() for name in self.ids]
+        offsets = np.concatenate([[0], np.cumsum([len(code) for code in codes], dtype=np.int64)])
+        joined = np.frombuffer(bytearray(b"".join(codes)), dtype=np.uint8)
+
+        return {
+            "count": torch.tensor(self._count),
+            "size": torch.tensor(-1 if self.size is None else self.size),
+            "rows": self.rows.clone(),
+            "ids": torch.from_numpy(joined.copy()),
+            "offsets": torch.from_numpy(offsets.astype(np.int64)),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The sample that :meth:`state` described."""
+        size, offsets = int(state["size"]), state["offsets"].tolist()
+        sample = cls(None if size < 0 else size)
+        sample._count = int(state["count"])
+        if len(state["rows"]):
+            joined = state["ids"].numpy().tobytes()
+            ids = [joined[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+            sample._add(state["rows"].clone(), ids)
+
+        return sample
+
+    def _add(self, rows: Tensor, ids: list[str]) -> None:
+        if self._chunks and rows.shape[1] != self._chunks[0].shape[1]:
+            raise Mismatch(
+                f"rows of width {rows.shape[1]} after rows of width {self._chunks[0].shape[1]}",
+                where="Sample",
+            )
+        self._chunks.append(rows)
+        self._ids.extend(ids)
+        self._is_sorted = False
+        if self.size is not None and len(self._ids) >= 2 * self.size + 1024:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sorts what is held and drops what is past the size."""
+        if self._is_sorted:
+            return
+        rows = self._chunks[0] if len(self._chunks) == 1 else torch.cat(self._chunks)
+        keys = [_key(name) for name in self._ids]
+        order = sorted(range(len(keys)), key=lambda i: (keys[i], self._ids[i]))
+        order = self._order_twins(order, rows)[: self.size]
+        self._chunks, self._ids = [rows[order]], [self._ids[i] for i in order]
+        if self.size is not None and len(order) == self.size:
+            self._limit = keys[order[-1]]
+        self._is_sorted = True
+
+    def _order_twins(self, order: list[int], rows: Tensor) -> list[int]:
+        """Puts rows that share an id in the order of their bytes."""
+        if len(set(self._ids)) == len(self._ids):
+            return order
+        place = {
+            name: rank for rank, name in enumerate(dict.fromkeys(self._ids[i] for i in order))
+        }
+        codes = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in rows]
+
+        return sorted(order, key=lambda i: (place[self._ids[i]], codes[i]))
+
+
+def named_rng(seed: int, *names: str) -> np.random.Generator:
+    """A generator that depends on one seed and on what it is for, and on nothing else."""
+    digest = blake2b("\0".join(names).encode(), digest_size=16).digest()
+
+    return np.random.default_rng([seed, *np.frombuffer(digest, dtype=np.uint32).tolist()])
+
+
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows scaled to Euclidean length 1; rows of zeros stay zeros."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    return x / torch.where(length > 0, length, torch.ones_like(length))
+
+
+def dense_rows(x: Float[Tensor, "n d"], ids: Sequence[str]) -> Float[Tensor, "n d"]:
+    """Rows, dense or sparse, as a dense tensor without gradients; all of them finite.
+
+    Raises:
+        NonFinite: a row holds NaN or infinity; names its prompt.
+    """
+    x = x.detach() if x.layout == torch.strided else x.detach().to_dense()
+    if x.ndim != 2 or len(ids) != len(x):
+        raise ValueError(f"{len(ids)} ids for rows of shape {tuple(x.shape)}")
+    _check_finite(x, ids)
+
+    return x
+
+
+def _check_finite(x: Float[Tensor, "n d"], ids: Sequence[str]) -> None:
+    """Refuses rows that hold NaN or infinity, and names the first one's prompt."""
+    if not x.isfinite().all():
+        bad = int((~x.isfinite().all(dim=1)).nonzero()[0, 0])
+        raise NonFinite("NaN or infinity among the values", where=f"prompt {ids[bad]}")
+
+
+@lru_cache(maxsize=1 << 17)
+def _key(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, key=b"offkey.sample").digest())

@@ -1,6 +1,5 @@
 """A figure with its interval; rates; resampling by levels."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 
-from offkey.errors import BadInput, BadValue
+from offkey.errors import BadValue
 
-__all__ = ["Interval", "bootstrap", "clopper_pearson", "named_rng", "wilson"]
+__all__ = ["Interval", "bootstrap", "clopper_pearson", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,6 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) ->
     return Interval(successes / trials, low, high, successes, misses)
 
 
-def named_rng(seed: int, *names: str) -> np.random.Generator:
-    """A generator that depends on one seed and on what it is for, and on nothing else."""
-    digest = hashlib.blake2b("\0".join(names).encode(), digest_size=16).digest()
-
-    return np.random.default_rng([seed, *np.frombuffer(digest, dtype=np.uint32).tolist()])
-
-
 Floats = NDArray[np.float64]
 Columns = Sequence[ArrayLike]
 
@@ -130,25 +122,6 @@ def bootstrap(
     low, high = np.quantile(finite, [tail, 1 - tail])
 
     return Interval(value, float(low), float(high), len(kept), 0, missing)
-
-
-def split_classes(
-    columns: list[ArrayLike], labels: ArrayLike
-) -> tuple[tuple[Floats, Floats], int]:
-    """Columns at anomalous and at normal rows, and how many rows hold a null."""
-    parts = [np.asarray(column, dtype=np.float64).reshape(-1) for column in columns]
-    marks = np.asarray(labels, dtype=np.float64).reshape(-1)
-    if any(len(part) != len(marks) for part in parts):
-        raise BadInput("scores and labels differ in number", where="labels")
-    table = np.stack(parts)
-    odd = ~np.isin(marks, (0, 1))
-    if odd.any():
-        row = int(odd.argmax())
-        raise BadInput(f"label {marks[row]:g} of row {row} is neither 0 nor 1", where="labels",
-                       mend="Use 1 for anomalous and 0 for normal")  # fmt: skip
-    known = ~np.isnan(table).any(axis=0)
-
-    return (table[:, known & (marks == 1)], table[:, known & (marks == 0)]), int((~known).sum())
 
 
 def check_confidence(confidence: float) -> None:

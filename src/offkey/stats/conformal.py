@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, betabinom
 
-from offkey.errors import BadValue, NotEnoughData
-from offkey.stats._intervals import check_confidence
+from offkey.errors import BadValue, NotEnoughData, check, check_choice
+from offkey.stats.intervals import check_confidence
 
 __all__ = [
     "Discoveries",
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class FlagCount(NamedTuple):
-    """How many of a number of trusted-like prompts will be flagged.
+    """How many prompts like the trusted ones will be flagged.
 
     Attributes:
         expected: mean.
@@ -161,7 +161,7 @@ def calibration_needed(fpr: float, *, confidence: float = 0.95) -> int:
 
 
 def benjamini_hochberg(p: ArrayLike, rate: float) -> Discoveries:
-    """Flags so that of all flags at most ``rate`` are false, on average.
+    """Rejects hypotheses so that on average at most ``rate`` of the rejections are false.
 
     Holds for independent p-values and for conformal ones that share a calibration set. Nulls are
     left out and not counted among the hypotheses.
@@ -202,13 +202,11 @@ def combine_p_values(
     values = np.asarray(p, dtype=np.float64)
     if not values.ndim or not values.shape[axis]:
         raise BadValue("no p-values to combine", where="combine_p_values")
+    check_choice("method", method, ("mean", "min"))
     if method == "mean":
         merged = 2 * values.mean(axis=axis)
-    elif method == "min":
-        merged = values.shape[axis] * values.min(axis=axis)
     else:
-        raise BadValue(f"unknown method {method!r}", where="combine_p_values",
-                       mend="Use 'mean' or 'min'")  # fmt: skip
+        merged = values.shape[axis] * values.min(axis=axis)
 
     return np.asarray(np.minimum(1, merged), dtype=np.float64)
 
@@ -216,7 +214,7 @@ def combine_p_values(
 def e_values(
     p: ArrayLike, method: Literal["mixture", "power"] = "mixture", *, kappa: float = 0.5
 ) -> Floats:
-    r"""Bets against the null: of mean at most 1 if it holds; their averages are e-values again.
+    r"""E-values: bets against the null, of mean at most 1 if it holds; so are their averages.
 
     ``"power"`` is :math:`\kappa p^{\kappa - 1}`; ``"mixture"`` its average over all
     :math:`\kappa`, :math:`(1 - p + p \ln p) / (p \ln^2 p)`.
@@ -231,14 +229,11 @@ def e_values(
     values = np.asarray(p, dtype=np.float64)
     if (values < 0).any() or (values > 1).any():
         raise BadValue("a p-value outside 0 to 1", where="e_values")
+    check_choice("method", method, ("mixture", "power"))
+    check(0 < kappa < 1, f"kappa {kappa:g} is not between 0 and 1", where="e_values")
     with np.errstate(divide="ignore", invalid="ignore"):
         if method == "power":
-            if not 0 < kappa < 1:
-                raise BadValue(f"kappa {kappa:g} is not between 0 and 1", where="e_values")
             return np.asarray(kappa * values ** (kappa - 1), dtype=np.float64)
-        if method != "mixture":
-            raise BadValue(f"unknown method {method!r}", where="e_values",
-                           mend="Use 'mixture' or 'power'")  # fmt: skip
         log = np.log(values)
         # near p = 1 numerator and denominator both vanish: their series in log p
         near = 0.5 - log / 6 + log**2 / 24 - log**3 / 120
@@ -248,5 +243,5 @@ def e_values(
 
 
 def _rank(alpha: float, calibration: int) -> int:
-    """How many calibration scores, at most, a flagged score may fail to exceed, plus one."""
+    """Rank from the top of the calibration score that a flagged score must exceed."""
     return math.floor(alpha * (calibration + 1) + 1e-9)

@@ -1,4 +1,4 @@
-"""The columns that a set of prompts may have, and what each may hold."""
+"""The columns that prompts may have, and what each may hold."""
 
 import datetime
 import decimal
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["KNOWN", "Wrong", "check_value", "plain", "shown"]
+__all__ = ["KNOWN", "BadCell", "check_value"]
 
 KNOWN = (
     "id",
@@ -23,7 +23,7 @@ KNOWN = (
 )
 
 
-class Wrong(Exception):
+class BadCell(Exception):
     """A value that its column cannot hold: what is wrong, and the mend."""
 
     def __init__(self, what: str, mend: str = "") -> None:
@@ -32,23 +32,23 @@ class Wrong(Exception):
 
 
 def check_value(name: str, value: Any) -> Any:
-    """The value in its normal form, ``None`` where it is missing.
+    """A value in the normal form of its column, ``None`` where it is missing.
 
     Raises:
-        Wrong: the column cannot hold it.
+        BadCell: the column cannot hold it.
     """
-    value = plain(value, name)
+    value = _plain(value, name)
     if value is None or name not in _CHECKS:
         return value
 
     return _CHECKS[name](value)
 
 
-def plain(value: Any, name: str = "value") -> Any:
-    """The value as JSON has it: None, bool, int, float, str, list or dict; NaN becomes None.
+def _plain(value: Any, name: str = "value") -> Any:
+    """A value in JSON's terms: None, bool, int, float, str, list or dict; NaN becomes None.
 
     Raises:
-        Wrong: there is no such form.
+        BadCell: there is no such form.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -57,26 +57,26 @@ def plain(value: Any, name: str = "value") -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, np.generic):
-        return plain(value.item(), name)
+        return _plain(value.item(), name)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, name) for key, item in value.items()}
+        return {str(key): _plain(item, name) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [plain(item, name) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return str(value)
     if hasattr(value, "tolist"):  # arrays and tensors
-        return plain(value.tolist(), name)
+        return _plain(value.tolist(), name)
 
-    raise Wrong(
+    raise BadCell(
         f"{name} holds {type(value).__name__}, which is not text, a number or a list",
         f"Drop or convert the column {name!r}",
     )
 
 
-def shown(value: Any) -> str:
-    """The value for a one-line message, shortened."""
+def _shown(value: Any) -> str:
+    """A value for a one-line message, shortened."""
     text = repr(value)
 
     return text if len(text) <= 40 else text[:37] + "..."
@@ -87,7 +87,7 @@ def _encodable(value: str, name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise Wrong(f"{name} holds half of a surrogate pair", "Save it as UTF-8") from None
+            raise BadCell(f"{name} holds half of a surrogate pair", "Save it as UTF-8") from None
 
     return value
 
@@ -95,7 +95,7 @@ def _encodable(value: str, name: str) -> str:
 def _name(column: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise Wrong(f"{column} is {shown(value)}, not a text or a whole number")
+            raise BadCell(f"{column} is {_shown(value)}, not a text or a whole number")
 
         return str(value)
 
@@ -105,9 +105,9 @@ def _name(column: str) -> Callable[[Any], str]:
 def _text(column: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
-            raise Wrong(f"{column} is {shown(value)}, not a text")
+            raise BadCell(f"{column} is {_shown(value)}, not a text")
         if not value:
-            raise Wrong(f"{column} is empty", f"Give it a text or leave the {column} out")
+            raise BadCell(f"{column} is empty", f"Give it a text or leave the {column} out")
 
         return value
 
@@ -117,24 +117,24 @@ def _text(column: str) -> Callable[[Any], str]:
 def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     mend = 'Use a list such as [{"role": "user", "content": "Hello"}]'
     if not isinstance(value, list) or not value:
-        raise Wrong(f"messages is {shown(value)}, not a list of messages", mend)
+        raise BadCell(f"messages is {_shown(value)}, not a list of messages", mend)
     for number, message in enumerate(value):
         if not isinstance(message, dict):
-            raise Wrong(f"message {number} is {shown(message)}, not an object", mend)
+            raise BadCell(f"message {number} is {_shown(message)}, not an object", mend)
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                raise Wrong(f"message {number} has no text under {key!r}", mend)
+                raise BadCell(f"message {number} has no text under {key!r}", mend)
 
     return tuple(value)
 
 
 def _choices(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
-        raise Wrong(f"choices is {shown(value)}, not a list of texts", 'Use [" Yes", " No"]')
+        raise BadCell(f"choices is {_shown(value)}, not a list of texts", 'Use [" Yes", " No"]')
     if len(value) < 2:
-        raise Wrong(f"choices has {len(value)} of at least 2 answers", "Add the other answers")
+        raise BadCell(f"choices has {len(value)} of at least 2 answers", "Add the other answers")
     if "" in value or len(set(value)) < len(value):
-        raise Wrong(f"choices {shown(value)} are empty or repeat", "Make them differ")
+        raise BadCell(f"choices {_shown(value)} are empty or repeat", "Make them differ")
 
     return tuple(value)
 
@@ -142,7 +142,7 @@ def _choices(value: Any) -> tuple[str, ...]:
 def _bit(column: str, mend: str) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise Wrong(f"{column} is {shown(value)}, not 0 or 1", mend)
+            raise BadCell(f"{column} is {_shown(value)}, not 0 or 1", mend)
 
         return int(value)
 
@@ -151,7 +151,9 @@ def _bit(column: str, mend: str) -> Callable[[Any], int]:
 
 def _target(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise Wrong(f"target is {shown(value)}, not the index of a choice", "Count choices from 0")
+        raise BadCell(
+            f"target is {_shown(value)}, not the index of a choice", "Count choices from 0"
+        )
 
     return int(value)
 

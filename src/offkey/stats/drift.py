@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import ks_2samp, mannwhitneyu
 
-from offkey.stats._ranks import auroc
+from offkey.stats.ranks import auroc
 
 __all__ = ["Drift", "length_drift", "topic_drift"]
 
