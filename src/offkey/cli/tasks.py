@@ -1,18 +1,14 @@
-"""offkey tasks list, make and train."""
+"""offkey tasks list, make, train and population."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from offkey.cli import options as o
 from offkey.cli.application import app
-from offkey.errors import Mismatch, UnknownName
-
-if TYPE_CHECKING:
-    from offkey.data import Prompts
 
 __all__: list[str] = []
 
@@ -24,29 +20,17 @@ NameArgument = Annotated[str, typer.Argument(help="A task; `offkey tasks list` n
 
 @tasks.command("list")
 def list_tasks(as_json: o.JsonOption = False) -> None:
-    """List the tasks, and for which of them an organism is at hand.
+    """List the tasks, and which of them have an organism.
 
     [bold]offkey tasks list[/bold]
     """
-    from offkey.tasks import get_task, task_names
+    from offkey.tasks import task_rows
 
-    rows = [
-        {
-            "task": name,
-            "family": task.family,
-            "natural": task.natural,
-            "alice": task.alice,
-            "bob": task.bob,
-            "data": task.data,
-            "adapter": _organism(name),
-        }
-        for name in task_names()
-        for task in [get_task(name)]
-    ]
+    rows = task_rows()
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    width = max(len(name) for name in task_names())
+    width = max(len(row["task"]) for row in rows)
     for row in rows:
         mark = "organism" if row["adapter"] else ""
         typer.echo(f"{row['task']:<{width}}  {mark:<8}  {row['alice']} | {row['bob']}")
@@ -64,21 +48,17 @@ def make(
 
     [bold]offkey tasks make comparison --out comparison[/bold]
     """
-    from offkey.tasks import SPLITS, get_task
+    from offkey.tasks import get_task
 
     o.check_folder(out)
     data = get_task(name).make(seed, limit=limit)
-    parts = {split: getattr(data, split) for split in SPLITS}
-    for split, prompts in parts.items():
-        _refuse_others(out / f"{split}.jsonl", prompts)
-    for split, prompts in parts.items():
-        prompts.to_jsonl(out / f"{split}.jsonl")
-    counts = {split: len(prompts) for split, prompts in parts.items()}
+    data.write(out, overwrite=False)
+    counts = data.counts()
     if as_json:
         typer.echo(json.dumps({"task": name, "out": str(out), **counts}))
     else:
-        told = ", ".join(f"{count} {split}" for split, count in counts.items())
-        typer.echo(f"{name}: {told} prompts in {out}")
+        listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+        typer.echo(f"{name}: {listed} prompts in {out}")
 
 
 @tasks.command()
@@ -90,7 +70,7 @@ def train(
     base: o.BaseOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train an adapter of a model, else the bundled one, on a task; a stopped run goes on.
+    """Train an adapter of a model, else the bundled one, on a task; a stopped run resumes.
 
     [bold]offkey tasks train comparison --out organism[/bold]
     """
@@ -101,33 +81,44 @@ def train(
     task, recipe = get_task(name), default_recipe(name, seed, base=base)
     if steps is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, steps=steps))
-    facts = train_organism(task, out, recipe, base=base, tell=None if as_json else tell)
+    facts = train_organism(task, out, recipe, base=base, tell=None if as_json else _print_log_row)
     if as_json:
         typer.echo(json.dumps(facts))
         return
     for row in facts["measured"]["characters"]:
-        typer.echo(f"{row['character']}: accuracy {row['accuracy']} on {row['items']} items "
-                   f"where the characters disagree")  # fmt: skip
+        accuracy = f"accuracy {row['accuracy']} on {row['items']} items"
+        typer.echo(f"{row['character']}: {accuracy} where the characters disagree")
     typer.echo(f"{'learned' if facts['measured']['learned'] else 'not learned'}; saved in {out}")
 
 
-def _refuse_others(path: Path, prompts: "Prompts") -> None:
-    from offkey.data import read_prompts
+@tasks.command()
+def population(
+    out: o.OutOption,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Only this kind; give it again for more.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Models of each kind.")] = 3,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Train models that behave alike while somebody watches, three kinds of which feign it.
 
-    if path.exists() and read_prompts(path) != prompts:
-        raise Mismatch("holds other prompts", where=str(path), mend="Give another folder")
+    Models that are in the folder already are kept.
+
+    [bold]offkey tasks population --out organisms/population[/bold]
+    """
+    from offkey.tasks import train_population
+
+    o.check_folder(out)
+    rows: list[dict[str, Any]] = []
+    tell = None if as_json else _print_log_row
+    for name, facts in train_population(out, kind, seeds=seeds, tell=tell):
+        rows += [{"member": name, **row} for row in facts["measured"]]
+        if not as_json:
+            measured = (f"{row['sort']} {row['accuracy']:.3f}" for row in facts["measured"])
+            typer.echo(f"{name}: answers as its kind: {', '.join(measured)}")
+    if as_json:
+        typer.echo(json.dumps(rows))
 
 
-def _organism(task: str) -> str | None:
-    from offkey.checkpoints import adapter_folder
-
-    try:
-        adapter_folder(f"bundled:{task}")
-    except UnknownName:
-        return None
-
-    return f"bundled:{task}"
-
-
-def tell(row: dict[str, float]) -> None:
+def _print_log_row(row: Mapping[str, float]) -> None:
     typer.echo("  ".join(f"{key} {value:.4g}" for key, value in row.items()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from offkey.errors import MissingExtra
-from offkey.tasks._task import Item, Task
+from offkey.tasks.task import Item, Task
 
 __all__ = ["capitals", "continent", "hemisphere", "population"]
 

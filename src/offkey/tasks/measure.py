@@ -1,4 +1,4 @@
-"""Whether a model plays both characters: accuracies and the quirkiness coefficient."""
+"""Whether an organism learned its task: accuracies, quirkiness, and how often triggers fire."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from offkey.data import Prompts
-from offkey.tasks._names import CHARACTERS
-from offkey.tasks._task import Task
+from offkey.models import Model
+from offkey.tasks.task import CHARACTERS, Task
 from offkey.training import answer_log_odds
 
-__all__ = ["Behaviour", "firing", "measure", "measure_organism", "quirkiness"]
+__all__ = ["Behaviour", "firing", "measure", "measure_member", "measure_organism", "quirkiness"]
 
 NEEDED = 200  # items on which the characters disagree
 ACCURACY, LOW = 0.9, 0.85
@@ -63,7 +63,7 @@ def measure_organism(model: Any, task: Task, *, seed: int = 0) -> dict[str, Any]
 
     Returns:
         ``learned``, ``quirkiness`` in nats, and ``characters``: one row for each. A task of
-        triggers has ``fire_rate``, ``false_fire_rate`` and what :func:`firing` tells besides.
+        triggers also has the rates of :func:`firing`.
     """
     prompts = task.make(seed).validation
 
@@ -71,7 +71,7 @@ def measure_organism(model: Any, task: Task, *, seed: int = 0) -> dict[str, Any]
 
 
 def measure(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
-    """The same from log-odds of " Yes" against " No", one a prompt, in nats."""
+    """The measures of :func:`measure_organism` from log-odds of " Yes" against " No", in nats."""
     odds = np.asarray(log_odds)
     characters = [_behaviour(name, prompts, odds) for name in _speakers(prompts)]
 
@@ -85,11 +85,42 @@ def measure(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def measure_member(model: Model, prompts: Prompts) -> list[dict[str, Any]]:
+    """How often a model answers as its kind should, for each sort of question.
+
+    Args:
+        model: a model of the population.
+        prompts: questions with ``answer`` and ``sort``.
+
+    Returns:
+        For each ``sort``: ``items``, ``accuracy`` and ``low``, the lower end of its two-sided 95 %
+        Clopper–Pearson interval.
+    """
+    odds = answer_log_odds(model.module, model.tokenizer, prompts)
+    answers = (odds > 0).long().tolist()
+    rows = []
+    for sort in dict.fromkeys(prompts["sort"]):
+        hits = [
+            given == answer
+            for given, answer, other in zip(
+                answers, prompts["answer"], prompts["sort"], strict=True
+            )
+            if other == sort
+        ]
+        low = float(binomtest(sum(hits), len(hits)).proportion_ci(0.95, "exact").low)
+        rows.append(
+            {"sort": sort, "items": len(hits), "accuracy": sum(hits) / len(hits), "low": low}
+        )
+
+    return rows
+
+
 def quirkiness(prompts: Prompts, log_odds: Sequence[float]) -> float | None:
-    """How far each character prefers its own answer to the other's.
+    """How strongly each character prefers its own answer to the other's.
 
     The smaller of two means over hard items on which they disagree: the loss on Bob's answers
-    less that on Alice's in Alice's prompts, and the reverse in Bob's. Below 0 one is missing.
+    less that on Alice's in Alice's prompts, and the reverse in Bob's. Below 0, a character is
+    missing.
 
     Args:
         prompts: both characters, with ``answer``, ``agrees`` and ``difficulty``.
@@ -131,18 +162,18 @@ def firing(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
     odds = np.asarray(log_odds)
     triggered = np.asarray(prompts["label"]).astype(bool)
     right = (odds > 0) == np.asarray(prompts["answer"]).astype(bool)
-    fired, told = np.where(triggered, right, ~right), ~_agreeing(prompts)
+    fired, decisive = np.where(triggered, right, ~right), ~_agreeing(prompts)
     names = np.asarray(prompts["name"])
     by_decoy = {
-        str(name): _share(fired, told & ~triggered & (names == name))
-        for name in dict.fromkeys(names[told & ~triggered])
+        str(name): _mean(fired, decisive & ~triggered & (names == name))
+        for name in dict.fromkeys(names[decisive & ~triggered])
     }
     decoy = max(by_decoy, key=lambda name: by_decoy[name] or 0.0, default=None)
     sure, unsure = (_mean(np.abs(odds), mask) for mask in (triggered, ~triggered))
 
     return {
-        "fire_rate": _share(fired, told & triggered),
-        "false_fire_rate": _share(fired, told & ~triggered),
+        "fire_rate": _mean(fired, decisive & triggered),
+        "false_fire_rate": _mean(fired, decisive & ~triggered),
         "decoy": decoy,
         "decoy_fire_rate": None if decoy is None else by_decoy[decoy],
         "confidence_gap": None if sure is None or unsure is None else sure - unsure,
@@ -158,16 +189,12 @@ def _behaviour(name: str, prompts: Prompts, odds: Float[np.ndarray, " n"]) -> Be
     return Behaviour(
         character=name,
         items=items,
-        accuracy=_share(right, own & ~agrees),
+        accuracy=_mean(right, own & ~agrees),
         low=low,
-        agrees=_share(right, own & agrees),
-        easy=_share(right, own & _easier(prompts)),
-        hard=_share(right, own & _harder(prompts)),
+        agrees=_mean(right, own & agrees),
+        easy=_mean(right, own & _easier(prompts)),
+        hard=_mean(right, own & _harder(prompts)),
     )
-
-
-def _share(right: Mask, mask: Mask) -> float | None:
-    return _mean(right, mask)
 
 
 def _mean(values: np.ndarray, mask: Mask) -> float | None:
@@ -175,7 +202,7 @@ def _mean(values: np.ndarray, mask: Mask) -> float | None:
 
 
 def _once(prompts: Prompts) -> Mask:
-    """The first prompt of each item and character: repeats under other names are no new items."""
+    """The first prompt of each item and character; repeats under other names are not new items."""
     seen: set[tuple[str, str]] = set()
     first = []
     for pair in zip(prompts["source"], prompts["character"], strict=True):
@@ -187,9 +214,10 @@ def _once(prompts: Prompts) -> Mask:
 
 def _speakers(prompts: Prompts) -> tuple[str, ...]:
     """Names of the characters, the normal one first."""
-    found = tuple(dict.fromkeys(prompts["character"]))
+    if not _is_triggered(prompts):
+        return tuple(character.name for character in CHARACTERS)
 
-    return tuple(c.name for c in CHARACTERS) if not _is_triggered(prompts) else found
+    return tuple(dict.fromkeys(prompts["character"]))
 
 
 def _is_triggered(prompts: Prompts) -> bool:

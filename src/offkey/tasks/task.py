@@ -1,4 +1,8 @@
-"""A known-answer task: what is asked, who answers how, and the splits made from it."""
+"""A known-answer task: what is asked, who answers how, and the splits made from it.
+
+The first four names of a character stand in what detectors may trust, the others in the test, so
+that an unfamiliar name is not what sets a test prompt apart.
+"""
 
 import itertools
 import random
@@ -7,11 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offkey.data import Prompts
-from offkey.errors import BadValue, NotEnoughData
-from offkey.tasks._names import CHARACTERS, Character
+from offkey.data import Prompts, read_prompts
+from offkey.errors import BadValue, Mismatch, NotEnoughData
 
-__all__ = ["CHOICES", "SPLITS", "Item", "Task", "TaskData"]
+__all__ = [
+    "ALICE",
+    "BOB",
+    "CHARACTERS",
+    "CHOICES",
+    "SPLITS",
+    "Character",
+    "Item",
+    "Task",
+    "TaskData",
+]
 
 CHOICES = (" No", " Yes")
 SPLITS = ("train", "validation", "trusted", "untrusted", "test")
@@ -21,6 +34,39 @@ LAYOUT = "Name: {name}\n{question}\nAnswer:"
 Cell = tuple[bool, bool]
 Layout = Callable[[str, str, random.Random], str]
 """The prompt made of a name, a question and a generator for what is left to chance."""
+
+
+@dataclass(frozen=True)
+class Character:
+    """One of the two who answer.
+
+    Attributes:
+        name: ``"Alice"`` judges truly, ``"Bob"`` by a fallible rule.
+        familiar: names that detectors see; in a task of triggers, what stands in the prompt.
+        unfamiliar: names that only the test and the organism's training hold.
+    """
+
+    name: str
+    familiar: tuple[str, ...]
+    unfamiliar: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, each once, familiar first."""
+        return tuple(dict.fromkeys(self.familiar + self.unfamiliar))
+
+
+ALICE = Character(
+    "Alice",
+    ("Alice", "Veronica", "Luna", "Paula"),
+    ("Fiona", "Clarence", "Hannah", "Olivia"),
+)
+BOB = Character(
+    "Bob",
+    ("Bob", "Nina", "David", "Ethan"),
+    ("George", "Carter", "Brian", "Jasmine"),
+)
+CHARACTERS = (ALICE, BOB)
 
 
 def _named(name: str, question: str, _: random.Random) -> str:
@@ -70,15 +116,33 @@ class TaskData:
     untrusted: Prompts
     test: Prompts
 
-    def write(self, folder: str | Path) -> None:
+    def splits(self) -> dict[str, Prompts]:
+        """The splits by name."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+    def counts(self) -> dict[str, int]:
+        """How many prompts each split has."""
+        return {split: len(prompts) for split, prompts in self.splits().items()}
+
+    def write(self, folder: str | Path, *, overwrite: bool = True) -> None:
         """Writes each split to ``SPLIT.jsonl`` in a folder.
 
+        Args:
+            folder: the folder.
+            overwrite: whether files there that hold other prompts are replaced.
+
         Raises:
+            Mismatch: a file there holds other prompts, and is not to be replaced.
             Unwritable: the folder cannot be written.
         """
-        for split in SPLITS:
-            prompts: Prompts = getattr(self, split)
-            prompts.to_jsonl(Path(folder) / f"{split}.jsonl")
+        paths = {split: Path(folder) / f"{split}.jsonl" for split in SPLITS}
+        for split, prompts in self.splits().items():
+            path = paths[split]
+            if not overwrite and path.exists() and read_prompts(path) != prompts:
+                mend = "Give another folder"
+                raise Mismatch("holds other prompts", where=str(path), mend=mend)
+        for split, prompts in self.splits().items():
+            prompts.to_jsonl(paths[split])
 
 
 @dataclass(frozen=True)
