@@ -54,9 +54,13 @@ def read_by(plan: Plan, model: Model, batch: Batch) -> Reading:
         return Reading(batch, {})
 
     return model.read(
-        batch, plan.reads, positions=plan.positions, metric=plan.metric,
-        gradients=plan.gradients, logits=plan.logits,
-    )  # fmt: skip
+        batch,
+        plan.reads,
+        positions=plan.positions,
+        metric=plan.metric,
+        gradients=plan.gradients,
+        logits=plan.logits,
+    )
 
 
 def tensors_of(reading: Reading) -> list[Tensor]:

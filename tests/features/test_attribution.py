@@ -195,10 +195,14 @@ def small():
 
 def _lineup():
     made = [
-        Detector(get_feature("attribution", direction=direction, components=3),
-                 "mahalanobis-diagonal", alpha=0.2, name=f"attribution {direction}")
+        Detector(
+            get_feature("attribution", direction=direction, components=3),
+            "mahalanobis-diagonal",
+            alpha=0.2,
+            name=f"attribution {direction}",
+        )
         for direction in DIRECTIONS
-    ]  # fmt: skip
+    ]
     return [*made, Detector("activations", "mahalanobis-diagonal", alpha=0.2)]
 
 
@@ -235,8 +239,12 @@ def test_prompts_without_choices_are_refused_before_the_model_runs(linear, count
     trusted = Prompts.concat([_prompts(7), _prompts(60, start=7, choices=False)])
     with pytest.raises(BadInput, match="prompt p7 has no 'choices'"):
         Detector("attribution", alpha=0.2).fit(linear, trusted)
-    run = DetectionRun(linear, [Detector("attribution", alpha=0.2)], _prompts(60),
-              _prompts(80, start=60, choices=False))  # fmt: skip
+    run = DetectionRun(
+        linear,
+        [Detector("attribution", alpha=0.2)],
+        _prompts(60),
+        _prompts(80, start=60, choices=False),
+    )
     with pytest.raises(BadInput, match="prompt p60 has no 'choices'"):
         run.check()
     feature = get_feature("attribution")

@@ -119,7 +119,7 @@ def test_prompts_without_choices_are_refused(choices):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(BadValue, match="quantity: 'odds' is none of"):
+    with pytest.raises(BadValue, match="quantity: 'odds' is not allowed"):
         get_feature("lens", quantity="odds")
     with pytest.raises(BadValue, match="site z.0: the lens reads residuals only"):
         get_feature("lens", sites="z.0").plan(model_of("llama"))

@@ -33,9 +33,13 @@ def test_radii_against_searches_of_each_prompt_alone(model):
     _, names = later_half(model)
     for row, logs in zip(ROWS, found, strict=True):
         slow = estimate_volume(
-            KLCost(model, [batch_of([row])], tokens="last"), 0.01, Gaussian(1.0), params=names,
-            n=2, search=Search(rtol=1e-4),
-        )  # fmt: skip
+            KLCost(model, [batch_of([row])], tokens="last"),
+            0.01,
+            Gaussian(1.0),
+            params=names,
+            n=2,
+            search=Search(rtol=1e-4),
+        )
         np.testing.assert_allclose(logs.numpy(), np.log(slow.rays["radius"]), atol=0.03)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from offkey.errors import BadValue, NotEnoughData, check
 from offkey.estimate.activations import TrackedGaussian
-from offkey.features._feature import Feature, Learner
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.stats import Moments

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.features._feature import Feature, Learner
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeTrajectory"]
 
@@ -65,7 +65,7 @@ class ProbeTrajectory(Feature):
         self.sites, self.positions = sites, positions
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
@@ -86,7 +86,7 @@ class ProbeTrajectory(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
     def learner(self, model: Model) -> Learner:
         """Keeps activations and targets of trusted prompts, and trains a probe at each site."""
@@ -99,8 +99,9 @@ class ProbeTrajectory(Feature):
     def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The log-odds by each probe, as one vector a prompt."""
         self.need_learned()
+        probes = {site: CrossFittedProbe.from_state(s) for site, s in self.probes_.items()}
         odds = [
-            CrossProbe.from_state(self.probes_[str(site)])(value.flatten(1), reading.batch.ids)
+            probes[str(site)](value.flatten(1), reading.batch.ids)
             for site, value in reading.values.items()
         ]
 

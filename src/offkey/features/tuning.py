@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred
@@ -67,11 +67,15 @@ class TunedDivergence(Feature):
         seed: int = 0,
     ) -> None:
         if over not in ("vocabulary", "choices"):
-            raise BadValue(f"{over!r} is not known", where=f"feature {self.name}, over",
-                           mend="Use vocabulary or choices")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is not known",
+                where=f"feature {self.name}, over",
+                mend="Use vocabulary or choices",
+            )
         if min(steps, batch, rank, trusted) < 1 or not rate > 0:
-            raise BadValue("needs a step, a prompt, a rank and a rate above 0",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a step, a prompt, a rank and a rate above 0", where=f"feature {self.name}"
+            )
         self.over, self.steps, self.rate, self.batch = over, steps, rate, batch
         self.rank, self.trusted, self.seed = rank, trusted, seed
 
@@ -116,8 +120,11 @@ class TunedDivergence(Feature):
         with self._attached(model) as adapter:
             own = {name: value.shape for name, value in adapter.parameters.items()}
             if own != {name: value.shape for name, value in self.adapter_.items()}:
-                raise Mismatch("it was tuned on a model with other linear maps",
-                               where=f"feature {self.name}", mend="Let it learn anew")  # fmt: skip
+                raise Mismatch(
+                    "it was tuned on a model with other linear maps",
+                    where=f"feature {self.name}",
+                    mend="Let it learn anew",
+                )
             with torch.no_grad():
                 for name, value in adapter.parameters.items():
                     value.copy_(self.adapter_[name])
@@ -139,15 +146,17 @@ class TunedDivergence(Feature):
 
             return cross_entropy(logits, wanted[numbers])
 
-        settings = Settings(steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate,
-                            seed=self.seed)  # fmt: skip
+        settings = Settings(
+            steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate, seed=self.seed
+        )
         lengths = [0 if row.mask is None else row.mask.shape[1] for row in rows]
         with self._attached(model) as adapter, torch.enable_grad():
             try:
                 train(adapter.parameters, loss, len(rows), settings, lengths=lengths)
             except NonFinite as error:
-                raise NonFinite(error.what, where=f"feature {self.name}, {error.where}",
-                                mend="Lower its rate") from error  # fmt: skip
+                raise NonFinite(
+                    error.what, where=f"feature {self.name}, {error.where}", mend="Lower its rate"
+                ) from error
             return {name: p.detach().cpu().clone() for name, p in adapter.parameters.items()}
 
     @contextmanager
@@ -179,9 +188,11 @@ class TunedDivergence(Feature):
         )
         if min(counts) < 2:
             row = counts.index(min(counts))
-            raise BadInput(f"it has {counts[row]} choices, and {self.name} over choices needs two",
-                           where=f"prompt {batch.ids[row]}",
-                           mend="Give the prompts a column 'choices'")  # fmt: skip
+            raise BadInput(
+                f"it has {counts[row]} choices, and {self.name} over choices needs two",
+                where=f"prompt {batch.ids[row]}",
+                mend="Give the prompts a column 'choices'",
+            )
 
 
 def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -200,8 +211,10 @@ def _maps(model: Model, feature: str) -> tuple[str, ...]:
         if path and isinstance(inner, nn.Linear)
     }
     if not found:
-        raise BadValue("there is no linear map that an adapter could be put on",
-                       where=f"feature {feature}, model {model.name}",
-                       mend="Use functional, which needs none")  # fmt: skip
+        raise BadValue(
+            "there is no linear map that an adapter could be put on",
+            where=f"feature {feature}, model {model.name}",
+            mend="Use functional, which needs none",
+        )
 
     return tuple(sorted(found))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.volume import KLCost, later_half, radii, typical_radius
@@ -69,8 +69,10 @@ class Radii(Feature):
             BadValue: a setting is out of range.
         """
         if self.directions < 1 or self.grid < 2 or not self.eps > 0 or not self.span > 1:
-            raise BadValue("needs a direction, two radii, and positive eps and span",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a direction, two radii, and positive eps and span",
+                where=f"feature {self.name}",
+            )
 
         return Plan(extra_forwards=self.directions * self.grid + 1)
 
@@ -107,9 +109,13 @@ class Radii(Feature):
             return kept.logs
         ends = centre / self.span**0.5, centre * self.span**0.5
         found = radii(
-            cost, self.eps, self.directions, np.geomspace(*ends, self.grid), params=names,
+            cost,
+            self.eps,
+            self.directions,
+            np.geomspace(*ends, self.grid),
+            params=names,
             seed=self.seed,
-        )  # fmt: skip
+        )
         _LAST[model] = _Kept(batch, settings, cost.anchors, found.logs)
 
         return found.logs

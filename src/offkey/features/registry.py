@@ -1,6 +1,6 @@
 """The features that can be named."""
 
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.registry import Registry
 
 __all__ = ["FEATURES", "feature_names", "get_feature"]

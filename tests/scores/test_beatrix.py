@@ -66,5 +66,5 @@ def test_blocks_change_nothing(monkeypatch):
     score = finished("beatrix", gaussian_rows(60, 5, seed=1), factor=1)
     queries = gaussian_rows(50, 5, seed=2) * 2
     expected = score(queries)
-    monkeypatch.setattr("offkey.scores.gram._BUDGET", 100)
+    monkeypatch.setattr("offkey.scores.beatrix._BUDGET", 100)
     same(score(queries), expected.numpy())

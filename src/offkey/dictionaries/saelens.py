@@ -12,12 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from offkey.dictionaries._dictionary import Activation, Dictionary
-from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError
+from offkey.dictionaries.dictionary import Activation, Dictionary
+from offkey.errors import BadInput, BadValue, Damaged, Mismatch, OffkeyError, UnknownName
 from offkey.models import Site
 from offkey.storage import make_folder, sha256_file, write_json, write_tensors
 
-__all__ = ["hook_of", "load_dictionary", "save_dictionary", "site_of"]
+__all__ = [
+    "bundled_dictionaries",
+    "dictionary_folder",
+    "hook_of",
+    "load_dictionary",
+    "save_dictionary",
+    "site_of",
+]
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYOUT = "6.0.0"
@@ -39,6 +46,8 @@ HOOKS = {
     "v": "attn.hook_v",
     "z": "attn.hook_z",
 }
+HOME = Path(__file__).parent / "trained"
+PREFIX = "bundled:"
 OWN = ("site", "model_name", "hook_name", "sae_lens_version", "weights_sha256")
 
 
@@ -88,8 +97,10 @@ def load_dictionary(
     facts = {**config, **config.get("metadata", {})}
     kind = _kind(config, folder)
     if config.get("normalize_activations") not in PLAIN:
-        raise Mismatch(f"normalisation {config['normalize_activations']!r} is not known",
-                       where=f"dictionary {folder}")  # fmt: skip
+        raise Mismatch(
+            f"normalisation {config['normalize_activations']!r} is not known",
+            where=f"dictionary {folder}",
+        )
     own = {name: value for name, value in config.get("metadata", {}).items() if name not in OWN}
     try:
         made = Dictionary(
@@ -131,6 +142,27 @@ def site_of(hook: str) -> str:
             return f"{kind}.{match[1]}" if match else kind
 
     return hook if hook.startswith("module:") else ""
+
+
+def bundled_dictionaries() -> tuple[str, ...]:
+    """Names of the dictionaries that come with the package: the sites of the bundled model."""
+    return tuple(sorted(path.parent.name for path in HOME.glob("*/cfg.json")))
+
+
+def dictionary_folder(name: str | PathLike[str]) -> Path:
+    """The folder that ``bundled:NAME`` stands for; any other is itself.
+
+    Raises:
+        UnknownName: no dictionary of that name comes with the package.
+    """
+    text = str(name)
+    if not text.startswith(PREFIX):
+        return Path(name)
+    wanted, known = text.removeprefix(PREFIX), bundled_dictionaries()
+    if wanted not in known:
+        raise UnknownName("bundled dictionary", text, [PREFIX + one for one in known])
+
+    return HOME / wanted
 
 
 def _config(dictionary: Dictionary, sha256: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Logistic probes of one thing at many sites, trained on rows with two answers."""
+"""Logistic probes that tell two answers apart, and their training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.errors import BadInput, BadValue, NotEnoughData
+from offkey.errors import BadInput, NotEnoughData, check
 from offkey.models import Reading
+from offkey.storage import Stateful
 
 __all__ = [
     "PENALTIES",
-    "CrossProbe",
+    "CrossFittedProbe",
     "LabelledRows",
     "Probe",
-    "check_trusted",
-    "check_settings",
+    "check_penalties",
+    "check_targets",
     "fit_probe",
-    "folds_of",
 ]
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ STILL = 1e-5
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Stateful):
     r"""Log-odds :math:`w^\top x + b` of the second answer against the first, in nats.
 
     Attributes:
@@ -54,25 +54,17 @@ class Probe:
         """Log-odds of each row, in float64."""
         return x.to("cpu", torch.float64) @ self.weight + self.bias
 
-    def state(self) -> dict[str, Any]:
-        """What :meth:`from_state` takes."""
-        return {"weight": self.weight, "bias": self.bias, "penalty": self.penalty}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The probe that :meth:`state` described."""
-        return cls(state["weight"], state["bias"], state["penalty"])
-
 
 @dataclass(frozen=True)
-class CrossProbe:
-    """Probes of which each was trained without the prompts whose ids fall to it.
+class CrossFittedProbe:
+    """Probes for cross-fitting: each was trained without one fold of the prompts.
 
-    So a prompt that was trained on is scored as a new one is: by a probe that never saw it. One
-    probe alone fits its own prompts better than any others, and new ones would look odd.
+    A prompt is read by the probe that was trained without its fold, so that trusted prompts are
+    read as new ones are. A single probe fits the prompts it was trained on better than any others,
+    and new ones would look odd beside them.
 
     Attributes:
-        probes: one for each fold of the ids; a single one has seen all prompts.
+        probes: one for each fold of the ids; a single one was trained on all prompts.
     """
 
     probes: tuple[Probe, ...]
@@ -88,9 +80,9 @@ class CrossProbe:
     ) -> Self:
         """Trains a probe for each fold of the ids."""
         held = folds_of(ids, folds)
-        chosen = [held != fold if folds > 1 else held >= 0 for fold in range(folds)]
+        kept = [held != fold if folds > 1 else held >= 0 for fold in range(folds)]
 
-        return cls(tuple(fit_probe(x[rows], answers[rows], penalties) for rows in chosen))
+        return cls(tuple(fit_probe(x[rows], answers[rows], penalties) for rows in kept))
 
     def __call__(self, x: Float[Tensor, "n d"], ids: Sequence[str]) -> Float64[Tensor, " n"]:
         """Log-odds of each row, in float64."""
@@ -99,7 +91,7 @@ class CrossProbe:
         return odds.gather(0, self._held(ids)[None])[0]
 
     def weights(self, ids: Sequence[str]) -> Float64[Tensor, "n d"]:
-        """The weights that each row is multiplied with."""
+        """The weights of the probe that reads each row."""
         return torch.stack([probe.weight for probe in self.probes])[self._held(ids)]
 
     def state(self) -> dict[str, Any]:
@@ -116,16 +108,16 @@ class CrossProbe:
 
 
 def folds_of(ids: Sequence[str], folds: int) -> Int[Array, " n"]:
-    """To which fold each id falls: by a hash, and by nothing else."""
+    """The fold of each id, which depends on its hash alone."""
     return np.array([crc32(id.encode()) % folds for id in ids], dtype=np.int64)
 
 
 class LabelledRows:
-    """Rows of trusted prompts and their true answers, by site, as batches bring them.
+    """Rows of trusted prompts with their true answers, collected batch by batch.
 
     Args:
-        who: what errors call the feature.
-        folds: into how many folds the prompts fall.
+        who: name of the feature that collects them, for messages.
+        folds: number of folds, see :class:`CrossFittedProbe`.
     """
 
     def __init__(self, who: str, folds: int) -> None:
@@ -143,78 +135,55 @@ class LabelledRows:
             rows = value.flatten(1).to("cpu", torch.float32)
             self._rows.setdefault(str(site), []).append(rows)
 
-    def probes(self, penalties: tuple[float, ...]) -> dict[str, CrossProbe]:
-        """Probes of the true answer at each site; the order of batches plays no part.
+    def probes(self, penalties: tuple[float, ...]) -> dict[str, CrossFittedProbe]:
+        """Trains probes of the true answer at each site; the order of batches plays no part.
 
         Raises:
-            BadInput: as :func:`check_answers`.
+            BadInput: as :func:`check_targets`.
             NotEnoughData: likewise.
         """
         targets = [None if answer < 0 else answer for answer in self._answers]
-        check_answers(targets, self._ids, self.who, self.folds)
+        _check_answers(targets, self._ids, self.who, self.folds)
         order = np.argsort(np.array(self._ids))
         ids = [self._ids[row] for row in order]
         answers = np.array(self._answers)[order]
 
         return {
-            site: CrossProbe.fit(
+            site: CrossFittedProbe.fit(
                 torch.cat(rows).double().numpy()[order], answers, ids, penalties, self.folds
             )
             for site, rows in self._rows.items()
         }
 
 
-def check_trusted(prompts: Prompts | TensorPrompts, who: str, folds: int) -> None:
-    """Refuses trusted prompts whose column ``target`` teaches a probe nothing.
+def check_targets(prompts: Prompts | TensorPrompts, who: str, folds: int) -> None:
+    """Refuses trusted prompts from whose column ``target`` no probe can learn.
+
+    Args:
+        prompts: trusted prompts.
+        who: name of the feature that learns, for messages.
+        folds: number of folds, see :class:`CrossFittedProbe`.
 
     Raises:
-        BadInput: one has no target, or one beyond the second choice.
-        NotEnoughData: as :func:`check_answers`.
+        BadInput: a prompt has no target, or one beyond the second choice.
+        NotEnoughData: all targets are the same, there are none, or all of one are in one fold.
     """
     targets = prompts["target"] if "target" in prompts else (None,) * len(prompts)
-    check_answers(targets, prompts.ids, who, folds)
+    _check_answers(targets, prompts.ids, who, folds)
 
 
-def check_answers(targets: Sequence[int | None], ids: Sequence[str], who: str, folds: int) -> None:
-    """Refuses answers from which no probe can learn.
-
-    Raises:
-        BadInput: one is unknown, or neither the first nor the second choice.
-        NotEnoughData: all are the same, there are none, or all of one are in one fold.
-    """
-    for id, target in zip(ids, targets, strict=True):
-        if target is None:
-            raise BadInput("it has no 'target', and a probe learns from the true answers",
-                           where=f"feature {who}, trusted prompt {id}",
-                           mend="Give all trusted prompts a target")  # fmt: skip
-        if target not in (0, 1):
-            raise BadInput(f"its target is {target}, and a probe tells two answers apart",
-                           where=f"feature {who}, trusted prompt {id}",
-                           mend="Use prompts of two choices")  # fmt: skip
-    if len(set(targets)) < 2:
-        told = f"the target {targets[0]}" if targets else "no target"
-        raise NotEnoughData(f"all {len(targets)} trusted prompts have {told}, and a probe learns "
-                            "from both answers", where=f"feature {who}",
-                            mend="Add prompts whose true answer is the other one")  # fmt: skip
-    held = folds_of(ids, folds)
-    for answer in (0, 1):
-        where = {int(fold) for fold, t in zip(held, targets, strict=True) if t == answer}
-        if folds > 1 and len(where) < 2:
-            raise NotEnoughData(f"too few trusted prompts have the target {answer} for {folds} "
-                                "folds", where=f"feature {who}",
-                                mend="Add such prompts, or use folds=1")  # fmt: skip
-
-
-def check_settings(penalties: tuple[float, ...], folds: int, who: str) -> None:
+def check_penalties(penalties: tuple[float, ...], folds: int, who: str) -> None:
     """Refuses penalties that are not positive, or none, and less than one fold.
 
     Raises:
-        BadValue: says so.
+        BadValue: names the setting.
     """
-    if not penalties or min(penalties) <= 0:
-        raise BadValue(f"{penalties} are not positive numbers", where=f"feature {who}, penalties")
-    if folds < 1:
-        raise BadValue("must be at least 1", where=f"feature {who}, folds")
+    check(
+        bool(penalties) and min(penalties) > 0,
+        f"{penalties} are not positive numbers",
+        where=f"feature {who}, penalties",
+    )
+    check(folds >= 1, "must be at least 1", where=f"feature {who}, folds")
 
 
 def fit_probe(
@@ -280,3 +249,42 @@ def _solved(
     model.fit(z, answers)
 
     return model.coef_[0], float(model.intercept_[0])
+
+
+def _check_answers(
+    targets: Sequence[int | None], ids: Sequence[str], who: str, folds: int
+) -> None:
+    for id, target in zip(ids, targets, strict=True):
+        where = f"feature {who}, trusted prompt {id}"
+        check(
+            target is not None,
+            "it has no 'target', and a probe learns from the true answers",
+            where=where,
+            mend="Give all trusted prompts a target",
+            error=BadInput,
+        )
+        check(
+            target in (0, 1),
+            f"its target is {target}, and a probe tells two answers apart",
+            where=where,
+            mend="Use prompts of two choices",
+            error=BadInput,
+        )
+    if len(set(targets)) < 2:
+        all_have = f"the target {targets[0]}" if targets else "no target"
+        raise NotEnoughData(
+            f"all {len(targets)} trusted prompts have {all_have}, and a probe learns from both "
+            "answers",
+            where=f"feature {who}",
+            mend="Add prompts whose true answer is the other one",
+        )
+    held = folds_of(ids, folds)
+    for answer in (0, 1):
+        filled = {int(fold) for fold, t in zip(held, targets, strict=True) if t == answer}
+        check(
+            folds == 1 or len(filled) > 1,
+            f"too few trusted prompts have the target {answer} for {folds} folds",
+            where=f"feature {who}",
+            mend="Add such prompts, or use folds=1",
+            error=NotEnoughData,
+        )

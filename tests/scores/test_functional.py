@@ -20,9 +20,9 @@ def test_scores_are_what_they_are_defined_to_be():
     pearson = np.array([[np.corrcoef(x, z)[0, 1] for z in a] for x in b])
     agree = np.array([[ccc(x, z) for z in a] for x in b])
     expected = {
-        "attribution-mean": 1 - pearson.mean(1),
-        "attribution-mean-ccc": 1 - agree.mean(1),
-        "attribution-top-ccc": 1 - np.sort(agree, axis=1)[:, -5:].mean(1),
+        "functional-mean": 1 - pearson.mean(1),
+        "functional-mean-ccc": 1 - agree.mean(1),
+        "functional-top-ccc": 1 - np.sort(agree, axis=1)[:, -5:].mean(1),
     }
     for name, slow in expected.items():
         np.testing.assert_allclose(fitted(get_score(name), trusted)(queries), slow, rtol=1e-9)
@@ -33,7 +33,7 @@ def finished(trusted):
     for site, x in trusted.items():
         samples[site] = Sample(1000)
         samples[site].update(x, names(len(x)))
-    return get_score("attribution-class-ccc").finish(samples, None, torch.Generator())
+    return get_score("functional-class-ccc").finish(samples, None, torch.Generator())
 
 
 def test_classes_are_told_apart_by_the_answer():
@@ -53,16 +53,16 @@ def test_classes_are_told_apart_by_the_answer():
 def test_traces_that_do_not_vary_are_like_nothing():
     trusted = normal_rows(30, seed=1)
     flat = torch.full((1, 6), 0.1)
-    assert fitted(get_score("attribution-mean"), trusted)(flat).item() == 1
+    assert fitted(get_score("functional-mean"), trusted)(flat).item() == 1
     same = flat.repeat(30, 1)
-    assert fitted(get_score("attribution-mean-ccc"), same)(flat).item() == pytest.approx(1)
+    assert fitted(get_score("functional-mean-ccc"), same)(flat).item() == pytest.approx(1)
 
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(NotEnoughData, match="at least 5"):
-        fitted(get_score("attribution-top-ccc"), normal_rows(4, seed=1))
+        fitted(get_score("functional-top-ccc"), normal_rows(4, seed=1))
     with pytest.raises(BadValue, match="k"):
-        get_score("attribution-top-ccc", k=0)
+        get_score("functional-top-ccc", k=0)
     with pytest.raises(NotEnoughData, match="only the answers"):
         finished({"module:answer": torch.arange(30.0)[:, None]})
 

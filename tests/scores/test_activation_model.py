@@ -41,8 +41,10 @@ def reference(trusted, score):
 
 def test_every_way_is_its_definition():
     trusted, rows = paired(500, seed=0), paired(40, seed=1) * 2
-    by = {way: finished("activation-model", trusted, way=way)
-          for way in ("distance", "relations", "residuals")}  # fmt: skip
+    by = {
+        way: finished("activation-model", trusted, way=way)
+        for way in ("distance", "relations", "residuals")
+    }
     assert tracked(by["distance"]) == PAIRS
     model = reference(trusted, by["distance"])
     normal, pairs = model.closed["h"], sorted(PAIRS)

@@ -11,10 +11,18 @@ def weights(score):
     """The layers of the network, cut from the stored vector."""
     flat, width, start = score.parameters_.double().numpy(), score.axes_.shape[1], 0
     hidden, layers = 2 * width, []
-    for inner, outer in [(width, hidden), (hidden, 2 * score.latent),
-                         (score.latent, hidden), (hidden, width)]:  # fmt: skip
-        layers.append((flat[start : start + inner * outer].reshape(outer, inner),
-                       flat[start + inner * outer : start + inner * outer + outer]))  # fmt: skip
+    for inner, outer in [
+        (width, hidden),
+        (hidden, 2 * score.latent),
+        (score.latent, hidden),
+        (hidden, width),
+    ]:
+        layers.append(
+            (
+                flat[start : start + inner * outer].reshape(outer, inner),
+                flat[start + inner * outer : start + inner * outer + outer],
+            )
+        )
         start += inner * outer + outer
     assert start == len(flat)
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from offkey.errors import BadValue, Mismatch
+from offkey.storage import Stateful
 
 __all__ = ["Activation", "Dictionary"]
 
@@ -16,7 +17,7 @@ Activation = Literal["relu", "topk", "jumprelu"]
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class Dictionary(Stateful):
     r"""Sparse latents of an activation, and the activation that they stand for.
 
     .. math:: z = (x - b_{dec}) W_{enc} + b_{enc}, \quad \hat x = f(z) W_{dec} + b_{dec}
@@ -90,8 +91,9 @@ class Dictionary:
         """In what it computes."""
         return self.encoder.dtype
 
-    def to(self, *, device: torch.device | str | None = None,
-           dtype: torch.dtype | None = None) -> Self:  # fmt: skip
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """The same dictionary on another device or in another dtype."""
         names = ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")
         moved = {

@@ -9,13 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.dictionaries._buffer import ShuffleBuffer
-from offkey.dictionaries._dictionary import Dictionary
-from offkey.dictionaries._jumprelu import JumpReLUTrainee
-from offkey.dictionaries._recipe import Recipe
-from offkey.dictionaries._stream import Blocks, SiteBlocks
-from offkey.dictionaries._topk import TopKTrainee
-from offkey.dictionaries._trainee import Trainee
+from offkey.dictionaries.dictionary import Dictionary
+from offkey.dictionaries.recipe import Recipe
+from offkey.dictionaries.trainees import JumpReLUTrainee, TopKTrainee, Trainee
+from offkey.passes import Blocks, ShuffleBuffer, SiteBlocks
 from offkey.training import Run, train
 
 __all__ = ["train_dictionary"]
@@ -33,8 +30,8 @@ def train_dictionary(
     """Trains a sparse autoencoder.
 
     Args:
-        blocks: what it is trained on: a site of an :class:`ActivationStream`, or
-            :class:`TensorBlocks`.
+        blocks: what it is trained on: a site of an :class:`offkey.passes.ActivationStream`, or
+            :class:`offkey.passes.TensorBlocks`.
         recipe: how.
         folder: where checkpoints are kept; a run found there is continued, to the same numbers.
         save_every: steps between two checkpoints.
@@ -46,14 +43,21 @@ def train_dictionary(
         Mismatch: the checkpoint there is of another run.
         NotEnoughData: fewer rows than a batch.
     """
-    buffer = ShuffleBuffer(blocks, recipe, device)
+    buffer = ShuffleBuffer(
+        blocks,
+        batch=recipe.batch,
+        size=recipe.buffer,
+        seed=recipe.seed,
+        longest=recipe.longest,
+        device=device,
+    )
     generator = torch.Generator().manual_seed(recipe.seed)
     kind = TopKTrainee if recipe.kind == "topk" else JumpReLUTrainee
     trainee: Trainee = kind(recipe, buffer.first(), generator)
     settings = recipe.settings(save_every)
 
     def loss(batches: list[int]) -> Float[Tensor, ""]:
-        trainee.settle()
+        trainee.normalise_decoder()
 
         return trainee.loss(trainee.scaled(buffer[batches[0]]), buffer.step / settings.steps)
 
@@ -66,7 +70,7 @@ def train_dictionary(
         folder=None if folder is None else Path(folder),
         tell=tell,
     )
-    made = trainee.finished()
+    made = trainee.to_dictionary()
     if isinstance(blocks, SiteBlocks):
         model = blocks.stream.model
         made = replace(made, site=str(blocks.site), model=model.name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from offkey.registry import Registry
-from offkey.scores._score import Score
+from offkey.scores.score import Score
 
 __all__ = ["SCORES", "get_score", "restore_score", "score_class", "score_names"]
 
@@ -25,16 +25,16 @@ class ScoreRegistry(Registry[Score]):
 SCORES = ScoreRegistry(
     "score",
     {
-        "activation-model": "offkey.scores.activation:ActivationModelScore",
-        "activation-model-joint": "offkey.scores.activation:JointActivationModel",
-        "attribution-class-ccc": "offkey.scores.attribution:ClassConcordance",
-        "attribution-mean": "offkey.scores.attribution:MeanCorrelation",
-        "attribution-mean-ccc": "offkey.scores.attribution:MeanConcordance",
-        "attribution-top-ccc": "offkey.scores.attribution:TopConcordance",
-        "beatrix": "offkey.scores.gram:Beatrix",
-        "exceedance": "offkey.scores.exceedance:Exceedance",
+        "activation-model": "offkey.scores.activation_model:ActivationModelScore",
+        "activation-model-joint": "offkey.scores.activation_model:JointActivationModel",
+        "beatrix": "offkey.scores.beatrix:Beatrix",
+        "exceedance": "offkey.scores.mahalanobis:Exceedance",
         "flow-laplace": "offkey.scores.flow:FlowLaplace",
         "flow-mahalanobis": "offkey.scores.flow:FlowMahalanobis",
+        "functional-class-ccc": "offkey.scores.functional:ClassConcordance",
+        "functional-mean": "offkey.scores.functional:MeanCorrelation",
+        "functional-mean-ccc": "offkey.scores.functional:MeanConcordance",
+        "functional-top-ccc": "offkey.scores.functional:TopConcordance",
         "isolation-forest": "offkey.scores.forest:IsolationForest",
         "knn": "offkey.scores.neighbours:Neighbours",
         "knn-cosine": "offkey.scores.neighbours:CosineNeighbours",
@@ -52,9 +52,9 @@ SCORES = ScoreRegistry(
         "sae-l0": "offkey.scores.sparse:NovelLatents",
         "sae-mahalanobis": "offkey.scores.sparse:SparseMahalanobis",
         "spectral": "offkey.scores.pool:SpectralSignature",
-        "ted": "offkey.scores.ted:TopologicalEvolution",
+        "ted": "offkey.scores.layers:TopologicalEvolution",
         "trajectory": "offkey.scores.layers:TrajectoryVolatility",
-        "vae": "offkey.scores.autoencoder:VariationalAutoencoder",
+        "vae": "offkey.scores.networks:VariationalAutoencoder",
     },
     group="offkey.scores",
 )

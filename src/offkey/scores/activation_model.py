@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offkey.errors import Mismatch, NotEnoughData
+from offkey.errors import Mismatch, NotEnoughData, check_choice
 from offkey.estimate.activations import TrackedGaussian
-from offkey.scores._score import Score
-from offkey.scores._tensors import TensorScore, check_choice, check_number
+from offkey.scores.score import Score, TensorScore, check_number
 from offkey.stats import Moments, Sample, Statistic
 
 __all__ = ["ActivationModelScore", "JointActivationModel"]
@@ -166,12 +165,17 @@ class JointActivationModel(Score):
         given = {site: value.shape[1] for site, value in x.items()}
         known = {part["site"]: len(part["mean"]) for part in self.axes_}
         if given != known:
-            raise Mismatch(f"rows at {_told(given)} where the trusted ones were at {_told(known)}",
-                           where=self.name,
-                           mend="Score the feature and sites that it was fitted on")  # fmt: skip
+            raise Mismatch(
+                f"rows at {_told(given)} where the trusted ones were at {_told(known)}",
+                where=self.name,
+                mend="Score the feature and sites that it was fitted on",
+            )
         if len({len(value) for value in x.values()}) > 1:
-            raise Mismatch("unlike numbers of rows at its sites", where=self.name,
-                           mend="Give one row a prompt at every site")  # fmt: skip
+            raise Mismatch(
+                "unlike numbers of rows at its sites",
+                where=self.name,
+                mend="Give one row a prompt at every site",
+            )
 
         return scored(gaussian, self._side_by_side(x), self.way)
 

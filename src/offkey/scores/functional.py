@@ -9,8 +9,7 @@ from torch import Tensor
 
 from offkey.errors import NotEnoughData
 from offkey.features.functional import ANSWER
-from offkey.scores._joint import SitesScore
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import SitesScore, TensorScore, check_number
 from offkey.stats import Sample, Statistic
 
 __all__ = ["ClassConcordance", "MeanConcordance", "MeanCorrelation", "TopConcordance"]
@@ -19,7 +18,7 @@ _NOTHING = 1e-12
 """Deviations below this share of a row are rounding."""
 
 
-class Attribution(TensorScore):
+class FunctionalScore(TensorScore):
     """What these scores share: trusted rows, and how alike each is to the row that is scored."""
 
     rows_: Float[Tensor, "m d"]
@@ -44,7 +43,7 @@ class Attribution(TensorScore):
         return int(self.rows_.shape[1])
 
 
-class MeanCorrelation(Attribution):
+class MeanCorrelation(FunctionalScore):
     r"""Scores a row by its mean correlation with the trusted rows.
 
     .. math:: s(x) = 1 - \frac1m \sum_z r(x, z)
@@ -63,7 +62,7 @@ class MeanCorrelation(Attribution):
         Keenan, Leckie, Erfani, 2026 (Mean Corr). https://arxiv.org/abs/2604.18970
     """
 
-    name = "attribution-mean"
+    name = "functional-mean"
 
     def __init__(self, rows: int = 5000) -> None:
         check_number(f"{self.name} rows", rows, least=2, whole=True)
@@ -73,7 +72,7 @@ class MeanCorrelation(Attribution):
         return 1 - _unit(x) @ _unit(self.rows_.to(torch.float64)).mean(dim=0)
 
 
-class MeanConcordance(Attribution):
+class MeanConcordance(FunctionalScore):
     r"""Scores a row by its mean concordance with the trusted rows.
 
     .. math:: s(x) = 1 - \frac1m \sum_z \mathrm{CCC}(x, z), \qquad
@@ -94,7 +93,7 @@ class MeanConcordance(Attribution):
         Lin, 1989 (the coefficient). https://doi.org/10.2307/2532051
     """
 
-    name = "attribution-mean-ccc"
+    name = "functional-mean-ccc"
 
     def __init__(self, rows: int = 5000) -> None:
         check_number(f"{self.name} rows", rows, least=2, whole=True)
@@ -104,7 +103,7 @@ class MeanConcordance(Attribution):
         return 1 - concordance(x, self.rows_.to(torch.float64)).mean(dim=1)
 
 
-class TopConcordance(Attribution):
+class TopConcordance(FunctionalScore):
     r"""Scores a row by its mean concordance with the k trusted rows it agrees with most.
 
     .. math:: s(x) = 1 - \frac1k \sum_{z \in \mathrm{top}_k(x)} \mathrm{CCC}(x, z)
@@ -120,7 +119,7 @@ class TopConcordance(Attribution):
         NotEnoughData: fewer than k trusted rows.
     """
 
-    name = "attribution-top-ccc"
+    name = "functional-top-ccc"
 
     def __init__(self, k: int = 5, rows: int = 5000) -> None:
         check_number(f"{self.name} k", k, least=1, whole=True)
@@ -154,7 +153,7 @@ class ClassConcordance(SitesScore):
         Keenan, Leckie, Erfani, 2026 (CLC). https://arxiv.org/abs/2604.18970
     """
 
-    name = "attribution-class-ccc"
+    name = "functional-class-ccc"
     rows_: Float[Tensor, "m d"]
     classes_: Float[Tensor, " m"]
 
@@ -177,8 +176,11 @@ class ClassConcordance(SitesScore):
         found = self._aligned(trusted, 2)
         self.classes_, traces = self._parted([part.to(torch.float64) for part in found])
         if not traces.shape[1]:
-            raise NotEnoughData("only the answers vary among the trusted prompts", where=self.name,
-                                mend="Use a larger scale")  # fmt: skip
+            raise NotEnoughData(
+                "only the answers vary among the trusted prompts",
+                where=self.name,
+                mend="Use a larger scale",
+            )
         self.rows_ = traces
 
         return self

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offkey.data import Batch, Prompts, Role
-from offkey.dictionaries._dictionary import Dictionary
-from offkey.dictionaries._stream import ActivationStream
-from offkey.dictionaries._windows import Windows
+from offkey.dictionaries.dictionary import Dictionary
 from offkey.errors import BadInput, Mismatch
 from offkey.models import Edit, Model, ResponseCrossEntropy, Site
+from offkey.passes import ActivationStream, Windows
 from offkey.stats import Interval, bootstrap, named_rng
 
 __all__ = ["Figures", "check_fits", "measure", "splice"]
@@ -64,8 +63,11 @@ class Figures:
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Interval):
-                row |= {one.name: value.value, f"{one.name}_low": value.low,
-                        f"{one.name}_high": value.high}  # fmt: skip
+                row |= {
+                    one.name: value.value,
+                    f"{one.name}_low": value.low,
+                    f"{one.name}_high": value.high,
+                }
             else:
                 row[one.name] = value
 
@@ -82,12 +84,16 @@ def check_fits(dictionary: Dictionary, model: Model, site: str | Site | None = N
     """
     where = f"dictionary at {dictionary.site}" if dictionary.site else "dictionary"
     if site is None and not dictionary.site:
-        raise BadInput("it does not say at which site it was trained", where=where,
-                       mend="Name the site")  # fmt: skip
+        raise BadInput(
+            "it does not say at which site it was trained", where=where, mend="Name the site"
+        )
     found = model.site(site if site is not None else dictionary.site)
     if dictionary.site and str(found) != dictionary.site:
-        raise Mismatch(f"it was trained at {dictionary.site}, not at {found}", where=where,
-                       mend=f"Use it at {dictionary.site}")  # fmt: skip
+        raise Mismatch(
+            f"it was trained at {dictionary.site}, not at {found}",
+            where=where,
+            mend=f"Use it at {dictionary.site}",
+        )
     width = 1
     for size in found.shape:
         width *= size
@@ -219,8 +225,12 @@ def _row_sums(dictionary: Dictionary, rows: Tensor, mean: Tensor, sums: _Sums) -
     made = dictionary.decode(f).float()
     sums.ever |= (f > 0).any(0)
     ratio = made.norm(dim=1) / rows.norm(dim=1).clamp_min(1e-12)
-    found = [(f > 0).sum(), (rows - made).double().square().sum(),
-             (rows - mean).double().square().sum(), ratio.double().sum()]  # fmt: skip
+    found = [
+        (f > 0).sum(),
+        (rows - made).double().square().sum(),
+        (rows - mean).double().square().sum(),
+        ratio.double().sum(),
+    ]
 
     return np.array([len(rows), *(float(value) for value in found)])
 
