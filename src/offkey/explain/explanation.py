@@ -34,13 +34,13 @@ class Detail:
     """How much an explanation says, and at what cost.
 
     Attributes:
-        top: most heads, latents, swaps and tokens told.
+        top: most heads, latents, swaps and tokens listed.
         layers: sites of the largest shares that are read out, beside the last one.
-        nearest: trusted prompts shown beside it.
+        nearest: how many of the nearest trusted prompts are shown.
         background: most trusted prompts that are read: one forward pass each for the detector's
             feature, and one forward and backward pass each for heads.
-        rare: a latent is told where at most this share of the trusted prompts has it active.
-        dictionary: of the latents: ``bundled:SITE`` or a folder; left out, the bundled one
+        rare: a latent is listed where at most this share of the trusted prompts has it active.
+        dictionary: of the latents, ``bundled:SITE`` or a folder; if left out, the bundled one
             where the model is the one it was trained on.
         swaps: whether the prompt is scored again with words of its nearest trusted prompts.
         redact: leave out the texts of prompts, and swaps, which quote them.

@@ -2,8 +2,10 @@
 
 A plan says what must be read; a :class:`RowRecorder` runs the model over prompts once and keeps
 the rows that features make of each reading, in memory or in shards on disk. The same prompts,
-model and packing give the same rows, in one process or in many, also after a kill. An
-:class:`ActivationStream` gives what a model computes at sites while it reads texts, block by block.
+model and packing give the same rows, in one process or in many, also after a kill.
+
+An :class:`ActivationStream` gives what a model computes at sites while it reads texts, block by
+block.
 """
 
 from offkey.passes.plan import Plan
