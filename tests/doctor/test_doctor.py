@@ -17,8 +17,20 @@ from offkey.models.proofs import Compared, compared
 from tests.models import tiny
 from tests.models.families_zoo import DETECTED, FAMILIES, random_model, random_module
 
-CHECKS = ("site map", "residual steps", "residual sum", "norms", "heads", "neurons", "final",
-          "logits", "attention", "gradients", "padding", "hooks")  # fmt: skip
+CHECKS = (
+    "site map",
+    "residual steps",
+    "residual sum",
+    "norms",
+    "heads",
+    "neurons",
+    "final",
+    "logits",
+    "attention",
+    "gradients",
+    "padding",
+    "hooks",
+)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *DETECTED])
@@ -70,24 +82,48 @@ def _mapped(monkeypatch, name, **changes):
 
 
 WRONG = [
-    ("gemma2", {"attn_out": "self_attn"}, "residual steps",
-     "block 0: what is added to the residual before the MLP is not the output of "
-     "layers.0.self_attn"),
-    ("gemma2", {"mlp_out": "mlp"}, "residual steps",
-     "block 0: what is added to the residual after attention is not the output of layers.0.mlp"),
+    (
+        "gemma2",
+        {"attn_out": "self_attn"},
+        "residual steps",
+        "block 0: what is added to the residual before the MLP is not the output of "
+        "layers.0.self_attn",
+    ),
+    (
+        "gemma2",
+        {"mlp_out": "mlp"},
+        "residual steps",
+        "block 0: what is added to the residual after attention is not the output of layers.0.mlp",
+    ),
     ("gemma3", {"mlp_norm": "post_feedforward_layernorm"}, "residual steps", "before the MLP"),
     ("gemma2", {"softcap": None}, "logits", "the unembedding of final is not the logits"),
-    ("llama", {"attn_norm": "post_attention_layernorm"}, "norms",
-     "block 0: attention is not given post_attention_layernorm of resid_pre"),
-    ("llama", {"o_proj": "self_attn.q_proj"}, "heads",
-     "block 0: the heads through self_attn.q_proj do not give attn_out.0"),
+    (
+        "llama",
+        {"attn_norm": "post_attention_layernorm"},
+        "norms",
+        "block 0: attention is not given post_attention_layernorm of resid_pre",
+    ),
+    (
+        "llama",
+        {"o_proj": "self_attn.q_proj"},
+        "heads",
+        "block 0: the heads through self_attn.q_proj do not give attn_out.0",
+    ),
     ("llama", {"down_proj": "mlp.up_proj"}, "neurons", "shapes"),
-    ("llama", {"mlp_norm": "input_layernorm"}, "norms",
-     "block 0: the MLP is not given input_layernorm of resid_mid"),
-    ("gpt_neox_serial", {"parallel": True}, "norms",
-     "block 0: the MLP is not given post_attention_layernorm of resid_pre"),
+    (
+        "llama",
+        {"mlp_norm": "input_layernorm"},
+        "norms",
+        "block 0: the MLP is not given input_layernorm of resid_mid",
+    ),
+    (
+        "gpt_neox_serial",
+        {"parallel": True},
+        "norms",
+        "block 0: the MLP is not given post_attention_layernorm of resid_pre",
+    ),
     ("gpt_neox", {"parallel": False}, "residual steps", "before the MLP"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "changes", "check", "said"), WRONG)
@@ -104,10 +140,16 @@ def test_a_wrong_row_is_told_precisely(monkeypatch, name, changes, check, said):
 def _granite():
     torch.manual_seed(0)
     config = GraniteConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
-        residual_multiplier=0.22, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        residual_multiplier=0.22,
+        attn_implementation="eager",
+    )
     return GraniteForCausalLM(config).eval()
 
 

@@ -53,8 +53,9 @@ def test_discrepancy_by_definition():
     a, b = x[is_new == 1], x[is_new == 0]
 
     def mean(p, q, same):
-        return np.mean([u @ v for i, u in enumerate(p) for j, v in enumerate(q)
-                        if not (same and i == j)])  # fmt: skip
+        return np.mean(
+            [u @ v for i, u in enumerate(p) for j, v in enumerate(q) if not (same and i == j)]
+        )
 
     slow = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
     kernel = x @ x.T

@@ -26,7 +26,7 @@ __all__ = ["DoctorReport", "doctor"]
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What the doctor found.
+    """The checks of a model and their results.
 
     Attributes:
         model: name of the model.
@@ -129,8 +129,8 @@ def _padding(model: Model, precise: Model, batch: Batch) -> Check:
         return check
     own = try_padding(model, batch, alone)
     dtype = str(model.dtype).removeprefix("torch.")
-    return Check("padding", own.status, check.error, check.tolerance,
-                 f"{check.detail}; in {dtype} it moves values by {own.error:.1g}")  # fmt: skip
+    detail = f"{check.detail}; in {dtype} it moves values by {own.error:.1g}"
+    return Check("padding", own.status, check.error, check.tolerance, detail)
 
 
 def _precise(model: Model) -> Model:
