@@ -3,6 +3,7 @@
 import json
 import types
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def run(tmp_path_factory):
 def test_every_field_must_be_given_or_is_known_to_be_optional(record):
     optional = {name for name, field in record.model_fields.items() if not field.is_required()}
     assert optional == OPTIONAL.get(record.__name__, set())
+
+
+METRICS = [RunMetrics, detect.DetectorMetrics, detect.ControlMetrics, detect.SiteMetrics,
+           detect.DriftCheck, detect.MetricInterval]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", METRICS, ids=lambda record: record.__name__)
+def test_the_documented_run_folder_names_every_field(record):
+    page = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
+    part = page.read_text().split("## metrics.json")[1].split("\n## ")[0]
+    assert [name for name in record.model_fields if f"`{name}`" not in part] == []
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
