@@ -1,35 +1,28 @@
-"""A detector: a feature composed with a score."""
+"""A detector: a feature composed with a score, fitted and used on a model."""
 
 from inspect import signature
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.detect._combine import Combine, Scale
-from offkey.detect._fitted import Fitted, raw_scores, row_name
-from offkey.detect._scores import Scores
-from offkey.detect.records import Mode
-from offkey.errors import BadValue, Mismatch
+from offkey.detect.scores import Scores
+from offkey.detect.scoring import Fitted, RowScorer, Scale
+from offkey.detect.session import Session
+from offkey.errors import check
 from offkey.features import FEATURES, Feature, get_feature
-from offkey.models import Model, Positions
-from offkey.passes import Rows, ShardRows
+from offkey.models import Model, Positions, Reading
 from offkey.scores import Score, get_score, restore_score
-from offkey.stats import conformal_p_values
 from offkey.storage import load_state, save_state
 
 __all__ = ["Detector"]
 
-Array = np.ndarray
 DEFAULT_SITES = "resid_post.last-quarter"
 VERSION = 2
 
 
-class Detector:
+class Detector(RowScorer):
     """Says how unusual a prompt is handled inside a model, given trusted prompts.
 
     Args:
@@ -58,20 +51,18 @@ class Detector:
         alpha: float = 0.05,
         name: str | None = None,
     ) -> None:
-        if not 0 < alpha < 1:
-            raise BadValue(f"{alpha} is not between 0 and 1", where="alpha")
         if isinstance(feature, str):
             feature = _feature(feature, sites)
-        elif sites is not None:
-            raise BadValue("sites are part of a feature that was made already", where="sites",
-                           mend="Give them to the feature")  # fmt: skip
-        self.feature = feature
+        else:
+            check(
+                sites is None,
+                "sites are part of a feature that was made already",
+                where="sites",
+                mend="Give them to the feature",
+            )
         score = feature.default_score if score is None else score
-        self.score_template = get_score(score) if isinstance(score, str) else score
-        self.combine = Combine(combine)
-        self.alpha = alpha
-        self.name = name or f"{feature.name}/{self.score_template.name}"
-        self.fitted_: Fitted | None = None
+        score = get_score(score) if isinstance(score, str) else score
+        super().__init__(feature, score, combine=combine, alpha=alpha, name=name)
 
     @classmethod
     def named(
@@ -132,9 +123,7 @@ class Detector:
         Raises:
             NotEnoughData: too few trusted prompts for the score or for ``alpha``.
         """
-        from offkey.detect._many import fit_all
-
-        fit_all([self], model, trusted, pool=pool, calibration=calibration, seed=seed)
+        Session(model).fit([self], trusted, pool=pool, calibration=calibration, seed=seed)
 
         return self
 
@@ -151,79 +140,22 @@ class Detector:
         Raises:
             Mismatch: it was fitted on another model.
         """
-        from offkey.detect._many import score_all
+        return Session(model).score([self], prompts, other_model=other_model)[0]
 
-        return score_all([self], model, prompts, other_model=other_model)[0]
+    def score_reading(
+        self, model: Model, reading: Reading, *, other_model: bool = False
+    ) -> Scores:
+        """Scores the prompts of a reading that was made by the feature's plan.
 
-    @property
-    def fitted(self) -> Fitted:
-        """What was learned.
-
-        Raises:
-            BadValue: the detector has not been fitted.
-        """
-        if self.fitted_ is None:
-            raise BadValue("not fitted yet", where=f"detector {self.name}",
-                           mend="Call fit, or Detector.load")  # fmt: skip
-        return self.fitted_
-
-    def check_model(self, model: Model, *, other_model: bool = False) -> None:
-        """Refuses a model other than the one the detector was fitted on."""
-        if self.fitted.model != model.fingerprint and not other_model:
-            raise Mismatch(
-                f"fitted on the model {self.fitted.model[:12]}, and this is "
-                f"{model.fingerprint[:12]} ({model.name})",
-                where=f"detector {self.name}",
-                mend="Fit it again, or allow another model by other_model=True or --other-model",
-            )
-
-    def mode(self, ids: tuple[str, ...]) -> Mode:
-        """How the detector stands to prompts with these ids.
+        Args:
+            model: the model that was read.
+            reading: what :meth:`offkey.models.Model.read` gave for ``feature.plan(model)``.
+            other_model: allow a model other than the one the detector was fitted on.
 
         Raises:
-            Mismatch: some of them were in its pool and some were not.
+            Mismatch: it was fitted on another model.
         """
-        pool = self.fitted.pool
-        inside = sum(id in pool for id in ids)
-        if not pool:
-            return "online"
-        if not inside:
-            return "offline"
-        if inside < len(ids):
-            raise Mismatch(
-                f"{inside} of {len(ids)} prompts were in its pool",
-                where=f"detector {self.name}",
-                mend="Score the whole pool, or prompts outside it",
-            )
-        return "transductive"
-
-    def raw(self, shard: ShardRows) -> Float64[Array, "n sites"]:
-        """Scores by site, as the score gives them; NaN where a prompt has no row."""
-        columns = {site: shard[row_name(self.feature, site)] for site in self.fitted.sites}
-
-        return raw_scores(self.fitted.scores, columns)
-
-    def columns(self, rows: Rows) -> dict[str, Float[Tensor, "n d"]]:
-        """What its feature recorded of every prompt, by fitted site."""
-        return {site: rows.column(row_name(self.feature, site)) for site in self.fitted.sites}
-
-    def score_rows(self, rows: Rows) -> Scores:
-        """Scores rows that were recorded before; the model is not needed."""
-        fitted = self.fitted
-        if fitted.reason:
-            return Scores.missing(self.name, self.alpha, rows.ids, fitted.reason)
-        z = fitted.scale(np.concatenate([self.raw(shard) for shard in rows.shards()]))
-        score = self.combine(z)
-        mode = self.mode(rows.ids)
-        p_value = np.full(len(score), np.nan)
-        known = ~np.isnan(score)
-        if mode != "transductive":
-            p_value[known] = conformal_p_values(fitted.calibration, score[known])
-        missing = {rows.ids[row]: "the feature has no value at a fitted site"
-                   for row in np.flatnonzero(~known)}  # fmt: skip
-
-        return Scores(self.name, mode, self.alpha, rows.ids, score, p_value,
-                      tuple(fitted.scores), z, missing)  # fmt: skip
+        return Session(model).score_reading([self], reading, other_model=other_model)[0]
 
     def save(self, folder: str | Path) -> None:
         """Writes the detector as JSON and safetensors, under its final name when it is whole.

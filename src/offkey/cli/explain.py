@@ -8,7 +8,7 @@ import typer
 
 from offkey.cli import options as o
 from offkey.cli.application import app
-from offkey.errors import BadValue
+from offkey.errors import check
 
 if TYPE_CHECKING:
     from offkey.data import Prompts
@@ -64,7 +64,7 @@ def explain(
     from offkey.explain import Detail, explain_run
     from offkey.report import write_report
 
-    told = explain_run(
+    explanations = explain_run(
         folder,
         id or (),
         detector=detector,
@@ -72,52 +72,60 @@ def explain(
         prompts=_prompts(trusted, test),
         detail=Detail(top=top, background=background, dictionary=dictionary, redact=redact),
     )
-    page = write_report(folder, redact=redact) if told else None
+    page = write_report(folder, redact=redact) if explanations else None
     if as_json:
-        rows = [row.as_json() for row in told]
+        rows = [each.as_json() for each in explanations]
         typer.echo(json.dumps({"report": page and str(page), "prompts": rows}))
         return
-    if not told:
+    if not explanations:
         typer.echo("no prompt was flagged; name one by --id")
         return
-    for row in told:
-        _print(row)
+    for each in explanations:
+        _print(each)
     typer.echo(f"report: {page}")
 
 
 def _print(row: "Explanation") -> None:
     p_value = "no p-value" if row.p_value is None else f"p {row.p_value:.2g}"
-    said = {None: "", True: ", flagged", False: ", not flagged"}[row.flagged]
-    typer.echo(f"{row.id}: {row.detector} {row.score:.4g}, {p_value}{said}")
+    flag = {None: "", True: ", flagged", False: ", not flagged"}[row.flagged]
+    typer.echo(f"{row.id}: {row.detector} {row.score:.4g}, {p_value}{flag}")
     for text in (row.text or "").splitlines():
         typer.echo(f"  | {text}")
-    drivers = [s for s in row.drivers[:3] if s.share > 0]
-    _line(
-        "sites", [f"{s.site} adds {s.share:.3g} ({s.standardised:.3g} spreads)" for s in drivers]
-    )
-    _line("words", [_swap(s.words, s.instead) + f": score {s.score:.3g}" for s in row.swaps[:3]])
-    _line("heads", [f"{h.site} head {h.head}: {h.effect:+.3g} nats (usual {h.usual:+.3g})"
-                    for h in row.heads[:3]])  # fmt: skip
-    _line("latents", [f"{one.site} latent {one.latent}: {one.activation:.3g} "
-                      f"(on {one.trusted:.1%} of trusted prompts)"
-                      for one in row.latents[:3]])  # fmt: skip
-    _line("lens", [f"{r.site}: {_tokens(r.tokens)} beside {_tokens(r.beside[0])}"
-                   for r in row.read_outs])  # fmt: skip
-    _line("nearest", [f"{n.id} at {n.distance:.3g}" for n in row.nearest])
+    for part, lines in _parts(row).items():
+        for number, line in enumerate(lines):
+            typer.echo(f"  {part if not number else '':9}{line}")
     for part, why in row.notes.items():
-        _line(part, [f"none: {why}"])
+        typer.echo(f"  {part:9}none: {why}")
     typer.echo("")
 
 
-def _line(name: str, told: list[str]) -> None:
-    for number, text in enumerate(told):
-        typer.echo(f"  {name if not number else '':9}{text}")
+def _parts(row: "Explanation") -> dict[str, list[str]]:
+    """The lines of each part of an explanation."""
+    drivers = [site for site in row.drivers[:3] if site.share > 0]
+
+    return {
+        "sites": [f"{s.site} adds {s.share:.3g} ({s.standardised:.3g} spreads)" for s in drivers],
+        "words": [f"{_swap(s.words, s.instead)}: score {s.score:.3g}" for s in row.swaps[:3]],
+        "heads": [
+            f"{h.site} head {h.head}: {h.effect:+.3g} nats (usual {h.usual:+.3g})"
+            for h in row.heads[:3]
+        ],
+        "latents": [
+            f"{one.site} latent {one.latent}: {one.activation:.3g} "
+            f"(on {one.trusted:.1%} of trusted prompts)"
+            for one in row.latents[:3]
+        ],
+        "lens": [
+            f"{r.site}: {_tokens(r.tokens)} beside {_tokens(r.beside[0])}" for r in row.read_outs
+        ],
+        "nearest": [f"{n.id} at {n.distance:.3g}" for n in row.nearest],
+    }
 
 
 def _swap(words: str, instead: tuple[str, ...]) -> str:
-    return f"{words or 'nothing'!r} for " + " or ".join(
-        repr(w) if w else "nothing" for w in instead
-    )
+    others = [repr(word) if word else "nothing" for word in instead]
+
+    return f"{words or 'nothing'!r} for {' or '.join(others)}"
 
 
 def _tokens(tokens: "tuple[Token, ...]") -> str:
@@ -127,9 +135,12 @@ def _tokens(tokens: "tuple[Token, ...]") -> str:
 def _prompts(trusted: str | None, test: str | None) -> "tuple[Prompts, Prompts] | None":
     from offkey.data import read_prompts
 
-    if (trusted is None) != (test is None):
-        raise BadValue("the one is given without the other", where="--trusted, --test",
-                       mend="Give both, or neither")  # fmt: skip
+    check(
+        (trusted is None) == (test is None),
+        "the one is given without the other",
+        where="--trusted, --test",
+        mend="Give both, or neither",
+    )
     if trusted is None or test is None:
         return None
 

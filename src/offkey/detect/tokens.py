@@ -1,13 +1,12 @@
-"""Responses, token by token."""
+"""Scores of responses, token by token."""
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
 from offkey.data import Prompts, Role
-from offkey.detect._detector import Detector
-from offkey.detect._fitted import raw_scores
-from offkey.errors import BadInput, BadValue
+from offkey.detect.scoring import RowScorer, raw_scores
+from offkey.errors import BadInput, check
 from offkey.features.activations import Activations
 from offkey.models import Model, Reading
 from offkey.passes import Plan, readings
@@ -29,7 +28,7 @@ TOKENS_SCHEMA = pa.schema(
 
 
 def score_tokens(
-    detector: Detector, model: Model, prompts: Prompts, *, other_model: bool = False
+    detector: RowScorer, model: Model, prompts: Prompts, *, other_model: bool = False
 ) -> pa.Table:
     """Scores every token of the responses, each as if it were the last.
 
@@ -52,22 +51,29 @@ def score_tokens(
     """
     detector.check_model(model, other_model=other_model)
     feature = detector.feature
-    if not isinstance(feature, Activations) or feature.positions != "last":
-        raise BadValue("only detectors of activations at the last token score single tokens",
-                       where=f"detector {detector.name}")  # fmt: skip
+    reads_last = isinstance(feature, Activations) and feature.positions == "last"
+    check(
+        reads_last,
+        "only detectors of activations at the last token score single tokens",
+        where=f"detector {detector.name}",
+    )
     if "response" not in prompts:
-        raise BadInput("the prompts have no column 'response'", where=prompts.places[0],
-                       mend="Add one, or score the prompts without --tokens")  # fmt: skip
-    rows = {id: number for number, id in enumerate(prompts.ids)}
-    told = []
+        raise BadInput(
+            "the prompts have no column 'response'",
+            where=prompts.places[0],
+            mend="Add one, or score the prompts without --tokens",
+        )
+    order = {id: number for number, id in enumerate(prompts.ids)}
+    rows = []
     for reading in readings(model, prompts, Plan(feature.plan(model).reads, positions="all")):
-        told += _batch(detector, model, reading)
-    told.sort(key=lambda row: (rows[str(row["id"])], row["position"]))
+        rows += _token_rows(detector, model, reading)
+    rows.sort(key=lambda row: (order[str(row["id"])], row["position"]))
 
-    return pa.Table.from_pylist(told, schema=TOKENS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=TOKENS_SCHEMA)
 
 
-def _batch(detector: Detector, model: Model, reading: Reading) -> list[dict[str, object]]:
+def _token_rows(detector: RowScorer, model: Model, reading: Reading) -> list[dict[str, object]]:
+    """One row for each token of a response in a batch."""
     batch, fitted = reading.batch, detector.fitted
     assert batch.roles is not None
     where = batch.roles == int(Role.RESPONSE)

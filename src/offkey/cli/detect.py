@@ -51,29 +51,26 @@ def detect(
     --trusted trusted.jsonl --test new.jsonl --out run[/bold]
     """
     from offkey.data import read_prompts
-    from offkey.detect import Job
+    from offkey.detect import DetectionRun
     from offkey.report import print_table, write_report
 
     o.check_folder(out)
     detectors = o.detectors_of(detector, sites, positions, combine, alpha)
-    given = read_prompts(trusted), read_prompts(test)
-    unlabelled = read_prompts(pool) if pool else None
-    kept = read_prompts(calibration) if calibration else None
-    job = Job(
+    files = {"trusted": trusted, "test": test, "pool": pool, "calibration": calibration}
+    prompts = {name: read_prompts(file) for name, file in files.items() if file}
+    run = DetectionRun(
         o.model_of(model, adapter, dtype, device),
         detectors,
-        *given,
-        pool=unlabelled,
-        calibration=kept,
+        **prompts,
         seed=seed,
         redact=redact,
         quiet=as_json,
     )
     if check:
-        told = job.check()
-        typer.echo(json.dumps(told, indent=2) if as_json else "everything is in order")
+        plan = run.check()
+        typer.echo(json.dumps(plan, indent=2) if as_json else "everything is in order")
         return
-    metrics = job.run(out)
+    metrics = run.run(out)
     if metrics is None:
         return
     page = write_report(out)
@@ -120,13 +117,16 @@ def fit(
         seed=seed,
     )
     made.save(out)
-    told = {"detector": made.name, "out": str(out), **made.fitted.counts,
-            "sites": list(made.fitted.sites), "left_out": dict(made.fitted.left_out)}  # fmt: skip
+    fitted = made.fitted
     if as_json:
-        typer.echo(json.dumps(told))
+        summary = {"detector": made.name, "out": str(out), **fitted.counts}
+        left_out = dict(fitted.left_out)
+        typer.echo(json.dumps({**summary, "sites": list(fitted.sites), "left_out": left_out}))
     else:
-        typer.echo(f"{made.name}: fitted on {told['fit']} prompts, calibrated on "
-                   f"{told['calibrate']}, saved in {out}")  # fmt: skip
+        typer.echo(
+            f"{made.name}: fitted on {fitted.counts['fit']} prompts, calibrated on "
+            f"{fitted.counts['calibrate']}, saved in {out}"
+        )
 
 
 @app.command()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from offkey.detect._combine import Combine, Scale
+from offkey.detect.scoring import Combine, Scale
 from offkey.errors import BadValue
 
 Z = np.array([[0.0, 4.0, 1.0, 3.0], [2.0, -1.0, 0.0, 0.0]])

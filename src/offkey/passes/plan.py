@@ -1,8 +1,8 @@
 """What a feature needs from the one pass over prompts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.errors import BadInput, Mismatch
@@ -40,13 +40,13 @@ class Plan:
         """One plan that serves all of them.
 
         Raises:
-            Mismatch: they read other positions, or ask for other metrics.
+            Mismatch: they read at different positions, or ask for different metrics.
         """
         plans = list(plans)
         positions = {plan.positions for plan in plans if plan.reads or plan.gradients}
         metrics = {plan.metric for plan in plans} - {None}
         if len(positions) > 1 or len(metrics) > 1:
-            raise Mismatch("features that read other positions or metrics cannot share a pass")
+            raise Mismatch("features of different positions or metrics cannot share a pass")
         return cls(
             reads=tuple(sorted({site for plan in plans for site in plan.reads})),
             gradients=tuple(sorted({site for plan in plans for site in plan.gradients})),
@@ -57,6 +57,42 @@ class Plan:
             extra_backwards=sum(plan.extra_backwards for plan in plans),
             needs=frozenset().union(*(plan.needs for plan in plans)),
         )
+
+    @classmethod
+    def groups(cls, plans: Sequence["Plan"]) -> list[list[int]]:
+        """Numbers of the plans, in groups that can each share a pass.
+
+        A plan joins the first group that it agrees with.
+        """
+        groups: list[list[int]] = []
+        for number, plan in enumerate(plans):
+            for group in groups:
+                try:
+                    cls.union([*(plans[member] for member in group), plan])
+                except Mismatch:
+                    continue
+                group.append(number)
+                break
+            else:
+                groups.append([number])
+
+        return groups
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether the shared pass runs the model at all."""
+        return bool(self.reads or self.gradients or self.logits or self.metric)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The arguments of :meth:`offkey.models.Model.read` that read what is asked for."""
+        return {
+            "sites": self.reads,
+            "positions": self.positions,
+            "metric": self.metric,
+            "gradients": self.gradients,
+            "logits": self.logits,
+        }
 
     def check(self, prompts: Prompts | TensorPrompts) -> None:
         """Refuses prompts that lack a column that is needed.

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from offkey.data import TensorPrompts
-from offkey.detect import Detector, Job, Parts, fit_all, score_all
-from offkey.detect._prepare import prepare
+from offkey.detect import DetectionRun, Detector, Session, TrustedSplit
 from offkey.errors import BadValue, Mismatch
 from offkey.features import Feature, get_feature
 from offkey.models import Model
@@ -89,10 +88,10 @@ def counted(model, monkeypatch):
 def test_a_feature_learns_from_the_fit_part_only(model, trusted):
     feature = Centred()
     detector = Detector(feature).fit(model, trusted)
-    parts = Parts.of(trusted, None, 0)
+    split = TrustedSplit.of(trusted, None, 0)
 
-    assert set(detector.feature.ids_) == parts.fit
-    inside = torch.tensor([id in parts.fit for id in trusted.ids])
+    assert set(detector.feature.ids_) == split.fit
+    inside = torch.tensor([id in split.fit for id in trusted.ids])
     values = model.module.first(trusted.arrays["x"][inside]).double()
     torch.testing.assert_close(detector.feature.mean_, values.mean(0))
     assert not feature.learned()
@@ -101,7 +100,7 @@ def test_a_feature_learns_from_the_fit_part_only(model, trusted):
 def test_features_that_agree_share_one_pass(model, trusted, counted):
     twins = [Detector(Centred(), "mahalanobis"), Detector(Centred(), "knn", name="twin"),
              Detector(Centred("module:route"), "mahalanobis", name="other")]  # fmt: skip
-    fit_all(twins, model, trusted)
+    Session(model).fit(twins, trusted)
 
     # one pass to learn, over the 120 of the fit part, and one to record all
     assert len(counted) == 120 + 200
@@ -122,59 +121,60 @@ def test_fitting_again_learns_anew(model, trusted):
 
 
 def test_what_was_learned_is_kept_and_not_made_twice(model, trusted, counted, tmp_path):
-    parts = Parts.of(trusted, None, 0)
+    split = TrustedSplit.of(trusted, None, 0)
     first, second = Detector(Centred()), Detector(Centred())
-    prepare([first], model, trusted, parts.fit, tmp_path / "prepared")
+    Session(model, tmp_path).learn([first], trusted, split.fit)
     assert len(counted) == 120
-    prepare([second], model, trusted, parts.fit, tmp_path / "prepared")
+    Session(model, tmp_path).learn([second], trusted, split.fit)
     assert len(counted) == 120
     assert torch.equal(first.feature.mean_, second.feature.mean_)
 
     other = planted.prompts(200, seed=8)
     with pytest.raises(Mismatch, match="prepared with another prompts"):
-        prepare([Detector(Centred())], model, other, frozenset(other.ids), tmp_path / "prepared")
+        Session(model, tmp_path).learn([Detector(Centred())], other, frozenset(other.ids))
 
 
 def test_an_interrupted_preparation_begins_anew(model, trusted, tmp_path, monkeypatch):
-    parts = Parts.of(trusted, None, 0)
-    monkeypatch.setattr("offkey.passes._run.CPU_BUDGET", 256)
+    split = TrustedSplit.of(trusted, None, 0)
+    monkeypatch.setattr("offkey.passes.recording.CPU_BUDGET", 256)
     monkeypatch.setattr(Failing, "left", 2)
     detector = Detector(Failing())
     with pytest.raises(KeyboardInterrupt):
-        prepare([detector], model, trusted, parts.fit, tmp_path / "prepared")
+        Session(model, tmp_path).learn([detector], trusted, split.fit)
     assert not detector.feature.learned()
     monkeypatch.setattr(Failing, "left", 10**6)
-    prepare([detector], model, trusted, parts.fit, tmp_path / "prepared")
+    Session(model, tmp_path).learn([detector], trusted, split.fit)
     whole = Detector(Centred())
-    prepare([whole], model, trusted, parts.fit, tmp_path / "whole")
+    Session(model, tmp_path / "whole").learn([whole], trusted, split.fit)
 
-    assert set(detector.feature.ids_) == parts.fit
+    assert set(detector.feature.ids_) == split.fit
     assert torch.equal(detector.feature.mean_, whole.feature.mean_)
 
 
 def test_rows_of_other_trusted_prompts_are_not_taken_for_these(model, trusted, tmp_path):
     detector = Detector(Centred())
-    fit_all([detector], model, trusted, folder=tmp_path / "one")
+    session = Session(model, tmp_path / "one")
+    session.fit([detector], trusted)
     test = planted.prompts(40, seed=3)
-    score_all([detector], model, test, folder=tmp_path / "one")
+    session.score([detector], test)
     other = Detector(Centred()).fit(model, planted.prompts(200, seed=9))
     with pytest.raises(Mismatch):
-        score_all([other], model, test, folder=tmp_path / "one")
+        session.score([other], test)
 
 
-def test_a_job_prepares_resumes_and_runs_again(model, trusted, tmp_path, counted):
-    def job(*detectors):
-        return Job(model, detectors, trusted, planted.prompts(60, seed=2, anomalous=0.5),
+def test_a_run_prepares_resumes_and_runs_again(model, trusted, tmp_path, counted):
+    def run_of(*detectors):
+        return DetectionRun(model, detectors, trusted, planted.prompts(60, seed=2, anomalous=0.5),
                    quiet=True)  # fmt: skip
 
     feature = get_feature("activation-model", sites=SITES)
     detector = Detector(feature, alpha=0.2)
-    metrics = job(detector).run(tmp_path / "run")
+    metrics = run_of(detector).run(tmp_path / "run")
     once = len(counted)
     assert once == 120 + 200 + 60
     # the same job again, with the feature that has learned by now and with a fresh one
-    again = job(detector).run(tmp_path / "run")
-    fresh = job(Detector(get_feature("activation-model", sites=SITES), alpha=0.2)).run(
+    again = run_of(detector).run(tmp_path / "run")
+    fresh = run_of(Detector(get_feature("activation-model", sites=SITES), alpha=0.2)).run(
         tmp_path / "run"
     )
     assert len(counted) == once
@@ -221,7 +221,7 @@ def test_the_activation_model_finds_the_hidden_route(model, feature, score, tmp_
     test = planted.prompts(300, seed=2, anomalous=0.5)
     test.arrays["x"][:, 0] = 2.5 * torch.tensor(test["label"])
     detector = Detector(feature, score, sites=SITES, alpha=0.2)
-    fit_all([detector], model, trusted)
+    Session(model).fit([detector], trusted)
     scores = detector.score(model, test)
     assert np.isfinite(scores.score).all()
     assert scores.sites == (

@@ -1,4 +1,4 @@
-"""What the score would be, had a prompt the words of a trusted one."""
+"""What the score would be if a prompt had the words of a trusted one."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,21 +51,21 @@ def variants(
         prompts: the prompts.
         neighbours: id and text of trusted prompts, by the prompt's id.
     """
-    told: list[Variant] = []
+    made: list[Variant] = []
     rows: list[dict[str, Any]] = []
     for row in prompts.rows():
         for beside, other in neighbours[row["id"]]:
             text = row.get("prompt")
             if text is None or other is None:
                 continue
-            for words, instead, changed in _swapped(text, other):
-                id = f"{row['id']} swap {len(told)}"
-                told.append(Variant(id, row["id"], beside, words, instead))
+            for words, instead, changed in _exchanges(text, other):
+                id = f"{row['id']} swap {len(made)}"
+                made.append(Variant(id, row["id"], beside, words, instead))
                 rows.append({**row, "id": id, "prompt": changed})
     if not rows:
-        return told, None
+        return made, None
 
-    return told, Prompts({name: [row[name] for row in rows] for name in rows[0]})
+    return made, Prompts({name: [row[name] for row in rows] for name in rows[0]})
 
 
 def swap_shares(
@@ -76,25 +76,25 @@ def swap_shares(
 ) -> dict[str, tuple[Swap, ...]]:
     """The swaps by which each prompt's score falls most, by the prompt's id.
 
-    The same words swapped for those of several neighbours are told once, with the mean score.
+    The same words swapped for those of several neighbours are listed once, with the mean score.
 
     Args:
         made: the prompts with words swapped.
-        scores: theirs; NaN where there is none.
+        scores: of these; NaN where there is none.
         whole: score of each prompt as it is, by id.
-        count: most swaps told of each.
+        count: most swaps listed of each.
     """
-    seen: dict[str, dict[str, list[tuple[Variant, float]]]] = {}
+    groups: dict[str, dict[str, list[tuple[Variant, float]]]] = {}
     for variant, score in zip(made, scores.tolist(), strict=True):
         if not np.isnan(score):
-            told = seen.setdefault(variant.source, {}).setdefault(variant.words, [])
-            told.append((variant, score))
+            of_prompt = groups.setdefault(variant.source, {})
+            of_prompt.setdefault(variant.words, []).append((variant, score))
+    shares = {}
+    for id, of_prompt in groups.items():
+        swaps = [_swap(rows, whole[id]) for rows in of_prompt.values()]
+        shares[id] = tuple(sorted(swaps, key=lambda swap: -swap.share)[:count])
 
-    return {
-        id: tuple(sorted((_swap(rows, whole[id]) for rows in found.values()),
-                         key=lambda swap: -swap.share)[:count])
-        for id, found in seen.items()
-    }  # fmt: skip
+    return shares
 
 
 def _swap(rows: Sequence[tuple[Variant, float]], whole: float) -> Swap:
@@ -108,7 +108,7 @@ def _swap(rows: Sequence[tuple[Variant, float]], whole: float) -> Swap:
     )
 
 
-def _swapped(text: str, other: str) -> Iterator[tuple[str, str, str]]:
+def _exchanges(text: str, other: str) -> Iterator[tuple[str, str, str]]:
     """Words taken out, words put in, and the text that results, for each difference."""
     ours, theirs = PIECE.findall(text), PIECE.findall(other)
     if max(len(ours), len(theirs)) > LONGEST:
@@ -118,13 +118,16 @@ def _swapped(text: str, other: str) -> Iterator[tuple[str, str, str]]:
     for kind, a, b, c, d in SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
         if kind == "equal":
             continue
-        pairs = ([(i, i + 1, j, j + 1) for i, j in zip(range(a, b), range(c, d), strict=True)]
-                 if b - a == d - c else [(a, b, c, d)])  # fmt: skip
-        for start, end, first, last in pairs:
-            changed = [*ours[:start], *_spaced(theirs[first:last], ours[start:end]), *ours[end:]]
-            if "".join(changed).strip():
-                yield (" ".join(plain[0][start:end]), " ".join(plain[1][first:last]),
-                       "".join(changed) + tail)  # fmt: skip
+        stretches = [(a, b, c, d)]
+        if b - a == d - c:
+            places = zip(range(a, b), range(c, d), strict=True)
+            stretches = [(i, i + 1, j, j + 1) for i, j in places]
+        for start, end, first, last in stretches:
+            instead = _spaced(theirs[first:last], ours[start:end])
+            changed = "".join([*ours[:start], *instead, *ours[end:]])
+            if changed.strip():
+                words, others = plain[0][start:end], plain[1][first:last]
+                yield " ".join(words), " ".join(others), changed + tail
 
 
 def _spaced(pieces: Sequence[str], instead_of: Sequence[str]) -> list[str]:
