@@ -1,4 +1,4 @@
-"""Prompts: what a model is asked; checked once, never changed, split by the item they come from."""
+"""Prompts: what a model is asked. Checked once, never changed, split by source."""
 
 import hashlib
 import json
