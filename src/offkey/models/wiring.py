@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from offkey.errors import BadValue, UnmappedModel
 from offkey.models.families import Family
+from offkey.models.heads import HeadParts
 from offkey.models.hooks import AttentionPort, Hook, HookSet, Place, Side, unhooked
-from offkey.models.parts import HeadParts
 from offkey.models.sites import BLOCK_KINDS, GLOBAL_KINDS, Site
 
 __all__ = ["Block", "Wiring", "unwrapped", "wire"]
