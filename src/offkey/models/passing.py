@@ -366,7 +366,7 @@ class _Recorder:
 
     def _see(self, site: Site, x: Tensor) -> Tensor | None:
         if site not in self.pending:
-            return None
+            raise BadValue("its module runs more than once in a pass", where=f"site {site}")
         self.pending.remove(site)
         tracked = site in self.is_tracked
         if tracked:

@@ -254,6 +254,8 @@ def wire(family: Family, top: nn.Module) -> Wiring:
         _block(family, module, f"{family.blocks}.{number}")
         for number, module in enumerate(cast(nn.ModuleList, _part(decoder, family.blocks)))
     )
+    if len({block.module for block in blocks}) != len(blocks):
+        raise UnmappedModel("a block runs more than once", where=type(top).__name__)
     flag = family.parallel
     parallel = bool(getattr(config, flag)) if isinstance(flag, str) else flag
     heads = (head for name in family.unembedding if (head := _attribute(top, name)) is not None)
