@@ -15,6 +15,7 @@ __all__ = [
     "Mismatch",
     "MissingExtra",
     "MissingMask",
+    "ModelBusy",
     "NoMatchingParameters",
     "NonFinite",
     "NonFiniteCost",
@@ -67,6 +68,10 @@ class MissingMask(BadInput):
 
 class BadValue(OffkeyError):
     """A setting outside what is allowed."""
+
+
+class ModelBusy(OffkeyError):
+    """A model that another thread uses in a way that does not go together with this."""
 
 
 class NoMatchingParameters(BadValue):
