@@ -1,4 +1,4 @@
-"""The doctor: right maps pass, and each wrong one is told precisely."""
+"""The doctor: right maps pass, and for each wrong one it says what is wrong."""
 
 import dataclasses
 

@@ -23,7 +23,7 @@ from offkey.models import (
     preferred_answer,
 )
 from offkey.passes import Plan
-from offkey.training import Adapter, Settings, attach, train
+from offkey.training import Adapter, TrainingSettings, attach, train
 
 __all__ = ["TunedDivergence"]
 
@@ -149,7 +149,7 @@ class TunedDivergence(Feature):
 
             return cross_entropy(logits, wanted[numbers])
 
-        settings = Settings(
+        settings = TrainingSettings(
             steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate, seed=self.seed
         )
         lengths = [0 if row.mask is None else row.mask.shape[1] for row in rows]
