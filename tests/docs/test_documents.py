@@ -84,6 +84,8 @@ def parsed(command, words: list[str]) -> None:
     while hasattr(command, "commands"):
         if words[0] == "--help":
             return
+        if words[0] not in command.commands and hasattr(command, "default"):
+            words = [command.default, *words]
         assert words[0] in command.commands, f"no verb {words[0]}"
         command, words = command.commands[words[0]], words[1:]
     command.make_context(command.name, list(words))

@@ -2,14 +2,14 @@
 
 from offkey.cli import (
     _risk,
-    _sensitivity,
-    _volume,
     bench,
     detect,
     explain,
     model,
     report,
+    sensitivity,
     tasks,
+    volume,
 )
 from offkey.cli.application import app, main
 
@@ -22,7 +22,7 @@ VERBS = [
     model,
     report,
     _risk,
-    _sensitivity,
+    sensitivity,
     tasks,
-    _volume,
+    volume,
 ]
