@@ -3,12 +3,12 @@
 from offkey.cli import (
     _detect,
     _explain,
-    _risk,
     _sensitivity,
     _volume,
     bench,
     model,
     report,
+    risk,
     tasks,
 )
 from offkey.cli.application import app, main
@@ -21,7 +21,7 @@ VERBS = [
     _explain,
     model,
     report,
-    _risk,
+    risk,
     _sensitivity,
     tasks,
     _volume,

@@ -16,7 +16,15 @@ from offkey.estimate.risk.decomposition import (
     qld_tails,
 )
 from offkey.estimate.risk.draws import Draws, gld, monte_carlo
-from offkey.estimate.risk.language import LanguageNetwork
+from offkey.estimate.risk.language import (
+    RISK_METHODS,
+    LanguageNetwork,
+    RiskQuestion,
+    RiskReport,
+    RiskRow,
+    RiskSettings,
+    estimate_risk,
+)
 from offkey.estimate.risk.problem import ModuleNetwork, Problem, Remembered, TokenInputs, exact
 from offkey.estimate.risk.samplers import ITGIS, MHIS
 
@@ -25,6 +33,12 @@ __all__ = [
     "Draws",
     "ITGIS",
     "LanguageNetwork",
+    "RISK_METHODS",
+    "RiskQuestion",
+    "RiskReport",
+    "RiskRow",
+    "RiskSettings",
+    "estimate_risk",
     "MHIS",
     "ModuleNetwork",
     "Problem",
