@@ -13,7 +13,13 @@ from offkey.errors import BadInput, BadValue, UnknownName, UnmappedModel, check
 from offkey.estimate.quantities import Estimate
 from offkey.estimate.risk.decomposition import argmax_probability, qld
 from offkey.estimate.risk.draws import Draws, gld, monte_carlo
-from offkey.estimate.risk.problem import Problem, Pull, Remembered, TokenInputs, TokenNetwork
+from offkey.estimate.risk.problem import (
+    CachedNetwork,
+    Problem,
+    TokenGradients,
+    TokenInputs,
+    TokenNetwork,
+)
 from offkey.estimate.risk.samplers import ITGIS, MHIS
 from offkey.models import Model
 from offkey.storage import Record
@@ -91,7 +97,9 @@ class LanguageNetwork(TokenNetwork):
                 [self._last(self._embed(part)) for part in torch.split(tokens, _NODES)]
             )
 
-    def pull(self, tokens: Int[Tensor, "n k"], target: int, candidates: Tensor) -> Pull:
+    def gradients(
+        self, tokens: Int[Tensor, "n k"], target: int, candidates: Tensor
+    ) -> TokenGradients:
         """The gradient of the target's logit with respect to the one-hot tokens."""
         with torch.no_grad():
             rows = self._embed(candidates)
@@ -101,9 +109,11 @@ class LanguageNetwork(TokenNetwork):
                 embedded = self._embed(part).detach().requires_grad_()
                 finals = self._last(embedded)
                 (slope,) = torch.autograd.grad(self.logit(finals, target).sum(), embedded)
-            parts.append(Pull(finals.detach(), torch.einsum("nkd,kcd->nkc", slope, rows)))
+            parts.append(
+                TokenGradients(finals.detach(), torch.einsum("nkd,kcd->nkc", slope, rows))
+            )
 
-        return Pull(
+        return TokenGradients(
             torch.cat([part.finals for part in parts]),
             torch.cat([part.gradient for part in parts]).double().cpu(),
         )
@@ -246,7 +256,7 @@ class RiskQuestion:
         prefix = _tokenizer(model)(self.prompt)["input_ids"]
         network = LanguageNetwork(model, [int(token) for token in prefix])
 
-        return Problem(Remembered(network), inputs, target)
+        return Problem(CachedNetwork(network), inputs, target)
 
 
 class RiskRow(Record):
@@ -319,8 +329,8 @@ def estimate_risk(
 ) -> RiskReport:
     """Estimates how likely a next token is with several methods, as ``offkey risk`` does.
 
-    Every answer is an estimate: a method that saw nothing says ``below_resolution``, and one whose
-    value hangs on few samples says ``failed`` beside it.
+    Every answer is an estimate and never a bound. A method without any accepted sample answers
+    ``below_resolution``; a value that depends on few samples has the status ``failed``.
 
     Args:
         model: a causal language model with its tokenizer; float32 is advised.
@@ -393,7 +403,7 @@ def _answer(name: str, problem: Problem, draws: Draws | None, settings: RiskSett
 def _plain_draws(problem: Problem, settings: RiskSettings) -> Draws:
     """Inputs drawn from their own distribution, which the extrapolating methods share."""
     network = problem.network
-    plain = network.network if isinstance(network, Remembered) else network
+    plain = network.network if isinstance(network, CachedNetwork) else network
 
     return Draws.of(plain, problem.inputs, settings.samples, seed=settings.seed)
 
