@@ -19,7 +19,7 @@ from offkey.estimate.sparse import (
     fit_to_normals,
     sparse_surprise,
 )
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 DRAWS = 200_000
 
@@ -196,7 +196,9 @@ def test_diagonal_gaussians_are_the_full_ones_without_covariances():
 
 def test_training_on_the_closed_form_lowers_the_sampled_loss():
     normal = normal_of()
-    fitted = fit_to_normals([(1.0, normal)], 8, Settings(steps=150, rate=0.02), penalty=0.0)
+    fitted = fit_to_normals(
+        [(1.0, normal)], 8, TrainingSettings(steps=150, rate=0.02), penalty=0.0
+    )
     rows = normal.sample(20_000, generator(6))
     left = float(fitted.loss(rows))
     assert left == pytest.approx(float(expected_loss(fitted, normal)), rel=0.05)
@@ -215,7 +217,9 @@ def test_fit_to_rows_finds_planted_directions():
         "lognormal",
     )
     _, rows = made.sample(4000, generator(1))
-    fitted = fit_dictionary(rows, 16, Settings(steps=600, batch=200, rate=0.01), penalty=0.3)
+    fitted = fit_dictionary(
+        rows, 16, TrainingSettings(steps=600, batch=200, rate=0.01), penalty=0.3
+    )
     unit = fitted.decoder / fitted.decoder.norm(dim=1, keepdim=True)
     assert bool(((directions @ unit.T).amax(1) > 0.95).all())
     assert float(fitted.loss(rows)) < 0.1 * float((rows - rows.mean(0)).square().sum(1).mean())
@@ -242,9 +246,9 @@ def test_bad_input_is_named():
     with pytest.raises(Mismatch, match="for 3 directions"):
         IndependentFeatures.fit(torch.zeros(5, 2), torch.eye(3))
     with pytest.raises(BadInput, match="all rows are alike"):
-        fit_dictionary(torch.ones(50, 3), 4, Settings(steps=1))
+        fit_dictionary(torch.ones(50, 3), 4, TrainingSettings(steps=1))
     with pytest.raises(BadValue, match="no parts"):
-        fit_to_normals([], 4, Settings(steps=1))
+        fit_to_normals([], 4, TrainingSettings(steps=1))
     with pytest.raises(BadValue, match="latents 1 to 4 of 4"):
         features().log10_joint([1, 4])
     with pytest.raises(BadValue, match="does not vary"):

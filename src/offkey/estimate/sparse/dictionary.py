@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from offkey.errors import BadInput, BadValue, Mismatch
 from offkey.estimate.gaussian import RELU, Normal
-from offkey.training import Settings, train
+from offkey.training import TrainingSettings, train
 
 __all__ = [
     "NAMES",
@@ -123,7 +123,7 @@ class SparseDictionary:
 def fit_dictionary(
     rows: Float[Tensor, "n d"],
     latents: int,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     penalty: float = 0.1,
 ) -> SparseDictionary:
@@ -240,7 +240,7 @@ def expected_loss(
 def fit_to_normals(
     parts: Sequence[tuple[float, Normal]],
     latents: int,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     penalty: float = 0.1,
 ) -> SparseDictionary:
@@ -283,7 +283,7 @@ def fit_to_normals(
 
         return torch.stack([s * expected_loss(dictionary, n, penalty) for s, n in scaled]).sum()
 
-    train(weights, loss, 1, Settings(**runs))
+    train(weights, loss, 1, TrainingSettings(**runs))
 
     return SparseDictionary(**weights).detached().scaled(scale)
 
