@@ -9,9 +9,9 @@ export TOKENIZERS_PARALLELISM ?= false
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml organisms/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,pyod,tasks]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,pyod,tasks]" --editable organisms
 	touch $@
 
 demo: setup

@@ -25,15 +25,14 @@ class Attributed:
         data = get_task("comparison").make(0)
         self.prompts = data.test.take(range(prompts))
         self.plain = Plain(self.model, self.prompts)
-        self.features = [self.prepared(direction) for direction in ("mean", "zero", "pcs")]
+        self.features = [self.learned(direction) for direction in ("mean", "zero", "pcs")]
         self.features.append(get_feature("attribution", direction="grad-norm"))
 
-    def prepared(self, direction: str) -> Feature:
-        """The feature, once it has seen the prompts."""
+    def learned(self, direction: str) -> Feature:
+        """The feature, once it has learned from the prompts."""
         feature = get_feature("attribution", direction=direction)
-        for reading in readings(self.model, self.prompts, feature.preparation(self.model)):
-            feature.prepare_batch(reading)
-        feature.prepared()
+        plan = feature.learning_plan(self.model)
+        feature.learn(self.model, readings(self.model, self.prompts, plan))
 
         return feature
 
@@ -45,7 +44,7 @@ class Attributed:
                 batch, plan.reads, metric=plan.metric, gradients=plan.gradients
             )
             for feature in features:
-                feature(reading)
+                feature.rows(self.model, reading)
 
     @property
     def said(self) -> str:

@@ -20,7 +20,7 @@ from offkey.tasks import get_task
 from ._timing import Spent, Worker, interleaved, ratio, row
 from .settings import Settings, peer_command
 
-__all__ = ["against_peers"]
+__all__ = ["against_peers", "check_equal", "compared", "write_inputs"]
 
 SIDES = Path(__file__).parent / "sides"
 ATTENTION = {"transformer-lens": "eager", "nnsight": "sdpa"}
@@ -45,7 +45,7 @@ def against_peers(settings: Settings) -> list[dict[str, Any]]:
     if settings.peers:
         with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
             folder = Path(spare)
-            model, said = _write(folder, settings.prompts)
+            model, said = write_inputs(folder, settings.prompts)
             for name, path in settings.peers:
                 rows += _against(name, path, folder, model, said, settings)
 
@@ -64,11 +64,11 @@ def _against(
         ours = stack.enter_context(Worker(own))
         theirs = stack.enter_context(Worker(command, {**environment, "HF_HUB_OFFLINE": "1"}))
         version = theirs.facts["version"]
-        gap = _check_equal(ours, theirs, folder)
+        gap = check_equal(ours, theirs, folder)
         rows = []
         for way, job in WAYS.items():
             mine = "whole" if way == "whole" else "passes"
-            told = _compared(ours, mine, theirs, way, pairs)
+            told = compared(ours, mine, theirs, way, pairs)
             note = f"{said}, {ATTENTION[name]} attention; rows agree to {gap:.1g}; "
             if way == "whole":
                 counts = (f"{_count(part, prompts)} {part}" for part in ("trusted", "test"))
@@ -80,9 +80,10 @@ def _against(
     return rows
 
 
-def _compared(
+def compared(
     ours: Worker, mine: str, theirs: Worker, way: str, pairs: int
 ) -> list[tuple[Spent, Spent]]:
+    """Interleaved runs of a job on either side, after one that warms both up."""
     ours.run(mine)
     theirs.run(way)
 
@@ -111,7 +112,7 @@ def _rows(
     ]  # fmt: skip
 
 
-def _check_equal(ours: Worker, theirs: Worker, folder: Path) -> float:
+def check_equal(ours: Worker, theirs: Worker, folder: Path) -> float:
     """Largest difference between both sides' rows, as a share of a layer's largest value."""
     kept = []
     for worker, name in ((ours, "ours"), (theirs, "theirs")):
@@ -126,7 +127,7 @@ def _check_equal(ours: Worker, theirs: Worker, folder: Path) -> float:
     return gap
 
 
-def _write(folder: Path, prompts: int) -> tuple[str, str]:
+def write_inputs(folder: Path, prompts: int) -> tuple[str, str]:
     """Writes batches and prompts for every side; the model's folder, and what was written."""
     model: Model = offkey.load("smollm2-135m-instruct")
     data = get_task("comparison").make(0)

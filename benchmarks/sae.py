@@ -20,16 +20,15 @@ import torch
 from benchmarks.sae_text import SOURCES, texts
 from offkey.data import Prompts, read_prompts
 from offkey.dictionaries import (
-    ActivationStream,
     Dictionary,
     Recipe,
-    SiteBlocks,
     load_dictionary,
     measure,
     save_dictionary,
     train_dictionary,
 )
 from offkey.models import Model, load
+from offkey.passes import ActivationStream, SiteBlocks
 from offkey.storage import write_results
 
 RESULTS = Path("docs/results")

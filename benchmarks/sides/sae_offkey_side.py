@@ -5,7 +5,8 @@ from functools import partial
 from _rows import Given
 from _timing import serve
 
-from offkey.dictionaries import Recipe, TensorBlocks, train_dictionary
+from offkey.dictionaries import Recipe, train_dictionary
+from offkey.passes import TensorBlocks
 
 given = Given()
 

@@ -65,7 +65,7 @@ def _feature_row(name: str, feature: Feature, model: Model) -> dict[str, Any]:
         *([f"{plan.extra_backwards} backward more"] if plan.extra_backwards else []),
     ]
     needs = [
-        *(["trusted prompts first"] if feature.prepares else []),
+        *(["trusted prompts first"] if feature.learns else []),
         *sorted(plan.needs),
     ]
     seen = {str(site).split(".")[0] for site in feature.sites_on(model)}

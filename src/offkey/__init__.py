@@ -18,6 +18,7 @@ __all__ = [
     "Model",
     "Prompts",
     "Site",
+    "__version__",
     "estimate_volume",
     "load",
     "read_prompts",
@@ -36,10 +37,21 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'offkey' has no attribute {name!r}")
 
     return getattr(import_module(f"offkey.{_HOMES[name]}"), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("offkey")
+    except PackageNotFoundError:
+        raise AttributeError("offkey is not installed and has no __version__") from None
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ from torch import nn
 import offkey
 from offkey.checkpoints import adapters
 from offkey.checkpoints.machine import choose_dtype, is_native
-from offkey.errors import BadInput, BadValue, Damaged, Mismatch, Offline, UnknownName
+from offkey.errors import BadInput, BadValue, Damaged, Mismatch, MissingExtra, Offline, UnknownName
 from offkey.models import load
 from tests.models import tiny
 
@@ -216,21 +216,38 @@ def test_adapter_of_a_shallower_base_names_what_it_lacks(folder, tmp_path):
         load(folder, tmp_path / "adapter")
 
 
-def test_bundled_adapters_come_from_the_package_and_the_checkout(monkeypatch, folder, tmp_path):
-    package = tmp_path / "src" / "offkey"
-    monkeypatch.setattr(adapters, "_PACKAGE", package)
-    tiny.adapter(tiny.llama(), package / "tasks" / "adapters" / "comparison", seed=1)
-    tiny.adapter(tiny.llama(), tmp_path / "organisms" / "comparison", seed=2)
-    tiny.adapter(tiny.llama(), tmp_path / "organisms" / "parity", seed=3)
+def _package(place):
+    """A package at a place, with which ``files`` and ``find_spec`` find adapters."""
+    place.mkdir()
+    (place / "__init__.py").touch()
+    return place
+
+
+def test_bundled_adapters_come_from_both_packages(monkeypatch, folder, tmp_path):
+    few, many = _package(tmp_path / "few_adapters"), _package(tmp_path / "many_adapters")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(adapters, "_ORGANISMS", many.name)
+    monkeypatch.setattr(adapters, "_PACKAGES", {many.name: "", few.name: "in/it"})
+    tiny.adapter(tiny.llama(), few / "in" / "it" / "comparison", seed=1)
+    tiny.adapter(tiny.llama(), many / "comparison", seed=2)
+    tiny.adapter(tiny.llama(), many / "parity", seed=3)
 
     first = load(folder, "bundled:comparison")
-    again = load(folder, package / "tasks" / "adapters" / "comparison")
+    again = load(folder, few / "in" / "it" / "comparison")
 
     assert first.adapter == "bundled:comparison"
     assert torch.equal(_logits(first.module), _logits(again.module))
     assert load(folder, "bundled:parity").fingerprint != first.fingerprint
     with pytest.raises(UnknownName, match="Did you mean parity"):
         load(folder, "bundled:partiy")
+
+
+def test_without_the_organisms_the_error_says_what_to_install(monkeypatch, folder):
+    monkeypatch.setattr(adapters, "find_spec", lambda name: name == "offkey" or None)
+
+    assert set(adapters.bundled_adapters()) == {"agreement", "comparison"}
+    with pytest.raises(MissingExtra, match="adapter bundled:year.*pip install offkey-organisms"):
+        load(folder, "bundled:year")
 
 
 def test_adapters_that_cannot_be_read(folder, tmp_path):
@@ -344,7 +361,6 @@ def test_a_name_that_is_almost_known(monkeypatch, folder):
 HUB = """
 import torch
 from offkey.errors import Offline
-from offkey.checkpoints import adapters
 from offkey.models import load
 
 first, second = load("some-org/tiny"), load("some-org/tiny", "some-org/tuned", revision="v1")

@@ -251,7 +251,7 @@ def test_a_task_is_trained_as_asked(offkey, tmp_path, monkeypatch):
 
 
 def test_a_population_is_trained_and_kept(offkey, tmp_path, monkeypatch):
-    from offkey import tasks
+    from offkey.tasks import organisms
 
     trained = []
 
@@ -263,7 +263,7 @@ def test_a_population_is_trained_and_kept(offkey, tmp_path, monkeypatch):
         return facts
 
     monkeypatch.setattr(
-        tasks,
+        organisms,
         "train_member",
         lambda kind, out, recipe, tell: train(
             out, {"seed": recipe.settings.seed, "kind": kind.name}

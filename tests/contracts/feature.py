@@ -12,7 +12,7 @@ It runs on a small random language model; override ``model`` for one that needs 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.features import Feature
+from offkey.features import Feature, learn_together
+from offkey.features.activation_model import ActivationModel
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import flatten, unflatten
@@ -53,9 +54,13 @@ def read_by(plan: Plan, model: Model, batch: Batch) -> Reading:
         return Reading(batch, {})
 
     return model.read(
-        batch, plan.reads, positions=plan.positions, metric=plan.metric,
-        gradients=plan.gradients, logits=plan.logits,
-    )  # fmt: skip
+        batch,
+        plan.reads,
+        positions=plan.positions,
+        metric=plan.metric,
+        gradients=plan.gradients,
+        logits=plan.logits,
+    )
 
 
 def tensors_of(reading: Reading) -> list[Tensor]:
@@ -64,24 +69,29 @@ def tensors_of(reading: Reading) -> list[Tensor]:
 
 
 def vectors_of(feature: Feature, model: Model, batch: Batch) -> dict[Site, Tensor]:
-    """What the feature gives on a batch, by whichever way its plan declares; made dense."""
-    plan = feature.plan(model)
-    extra = plan.extra_forwards or plan.extra_backwards
-    given = feature.extract(model, batch) if extra else feature(read_for(feature, model, batch))
+    """What the feature gives on a batch; made dense."""
+    given = feature.rows(model, read_for(feature, model, batch))
 
     return {site: value.to_dense() for site, value in given.items()}
 
 
+def trusted_readings(feature: Feature, model: Model) -> Iterator[Reading]:
+    """What the feature learns from: trusted prompts of either true answer."""
+    yield from readings_by(feature.learning_plan(model), model)
+
+
+def readings_by(plan: Plan, model: Model) -> Iterator[Reading]:
+    """Readings of the trusted prompts by a plan."""
+    for start in range(0, len(TRUSTED), 8):
+        rows = TRUSTED[start : start + 8]
+        targets = torch.tensor([row[-1] % 2 for row in rows])
+        yield read_by(plan, model, replace(batch_of(rows), target=targets))
+
+
 def prepared(feature: Feature, model: Model) -> Feature:
-    """The feature, after it has seen trusted prompts, of either true answer, if it wants to."""
-    if feature.prepares:
-        plan = feature.preparation(model)
-        for start in range(0, len(TRUSTED), 8):
-            rows = TRUSTED[start : start + 8]
-            targets = torch.tensor([row[-1] % 2 for row in rows])
-            batch = replace(batch_of(rows), target=targets)
-            feature.prepare_batch(read_by(plan, model, batch))
-        feature.prepared()
+    """The feature, after it has learned from trusted prompts, if it does."""
+    if feature.learns:
+        feature.learn(model, trusted_readings(feature, model))
 
     return feature
 
@@ -194,13 +204,13 @@ class FeatureContract:
         assert any(bool((value != value[:1]).any()) for value in whole.values()), feature.name
 
     def test_it_is_pure(self, feature: Feature, model: Model) -> None:
-        if feature.plan(model).extra_forwards or feature.plan(model).extra_backwards:
-            first, again = (vectors_of(feature, model, batch_of(ROWS)) for _ in range(2))
-        else:
-            reading = read_for(feature, model, batch_of(ROWS))
-            kept = [tensor.clone() for tensor in tensors_of(reading)]
-            first, again = feature(reading), feature(reading)
-            assert all(map(torch.equal, tensors_of(reading), kept))
+        reading = read_for(feature, model, batch_of(ROWS))
+        kept = [tensor.clone() for tensor in tensors_of(reading)]
+        first, again = feature.rows(model, reading), feature.rows(model, reading)
+        assert all(map(torch.equal, tensors_of(reading), kept))
+        first, again = (
+            {site: value.to_dense() for site, value in rows.items()} for rows in (first, again)
+        )
         assert all(torch.equal(first[site], again[site]) for site in first)
 
     def test_saved_then_loaded_gives_the_same_bits(
@@ -214,14 +224,25 @@ class FeatureContract:
         assert all(torch.equal(found[site], value) for site, value in whole.items())
         assert _plain(again.state()) == _plain(feature.state())
 
-    def test_preparing_again_begins_anew(
+    def test_learning_again_begins_anew(
         self, make: Callable[[], Feature], feature: Feature, model: Model
     ) -> None:
-        if not feature.prepares:
+        if not feature.learns:
             return
         once = _plain(feature.state())
+        assert set(feature.state()) > set(feature.settings())
         assert _plain(prepared(feature, model).state()) == once
         assert _plain(make().state()) != once
+
+    def test_learning_beside_others_changes_nothing(
+        self, make: Callable[[], Feature], feature: Feature, model: Model
+    ) -> None:
+        if not feature.learns:
+            return
+        pair = [make(), ActivationModel(positions=feature.learning_plan(model).positions)]
+        plan = Plan.union(one.learning_plan(model) for one in pair)
+        learn_together(pair, model, readings_by(plan, model))
+        assert _plain(pair[0].state()) == _plain(feature.state())
 
     def test_it_leaves_the_global_generator_alone(self, feature: Feature, model: Model) -> None:
         torch.manual_seed(3)

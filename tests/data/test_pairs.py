@@ -1,6 +1,6 @@
 import pytest
 
-from offkey.data import Pairs, Prompts
+from offkey.data import PromptPairs, Prompts
 from offkey.errors import BadInput, UnknownName
 
 
@@ -9,7 +9,7 @@ def made(texts, sources, where="t"):
 
 
 def test_match_by_source_in_the_order_of_clean():
-    pairs = Pairs.match(made(["a", "b"], ["1", "2"]), made(["y", "x"], ["2", "1"]))
+    pairs = PromptPairs.match(made(["a", "b"], ["1", "2"]), made(["y", "x"], ["2", "1"]))
 
     assert len(pairs) == 2
     assert pairs.clean["prompt"] == ("a", "b")
@@ -20,9 +20,9 @@ def test_match_by_a_column():
     clean = Prompts({"prompt": ["a", "b"], "pair": [1, 2]})
     corrupt = Prompts({"prompt": ["y", "x"], "pair": [2, 1]})
 
-    assert Pairs.match(clean, corrupt, by="pair").corrupt["prompt"] == ("x", "y")
+    assert PromptPairs.match(clean, corrupt, by="pair").corrupt["prompt"] == ("x", "y")
     with pytest.raises(UnknownName):
-        Pairs.match(clean, corrupt, by="twin")
+        PromptPairs.match(clean, corrupt, by="twin")
 
 
 @pytest.mark.parametrize(
@@ -33,19 +33,19 @@ def test_match_by_a_column():
         (
             ["1", "1"],
             ["1"],
-            "c row 2: source '1' stands twice in the clean prompts. Give each pair its own value.",
+            "c row 2: source '1' occurs twice in the clean prompts. Give each pair its own value.",
         ),
         (
             ["1"],
             ["1", "1"],
-            "d row 2: source '1' stands twice in the corrupt prompts. Give each pair its own "
+            "d row 2: source '1' occurs twice in the corrupt prompts. Give each pair its own "
             "value.",
         ),
     ],
 )
 def test_bad_pairs_are_told_in_one_line(clean, corrupt, message):
     with pytest.raises(BadInput) as caught:
-        Pairs.match(
+        PromptPairs.match(
             made([f"a{i}" for i in range(len(clean))], clean, "c"),
             made([f"b{i}" for i in range(len(corrupt))], corrupt, "d"),
         )
@@ -55,11 +55,11 @@ def test_bad_pairs_are_told_in_one_line(clean, corrupt, message):
 
 def test_unequal_numbers():
     with pytest.raises(BadInput, match="2 clean prompts cannot be paired with 1"):
-        Pairs(made(["a", "b"], ["1", "2"]), made(["x"], ["1"]))
+        PromptPairs(made(["a", "b"], ["1", "2"]), made(["x"], ["1"]))
 
 
 def test_alignment_counts_tokens(tokenizer):
-    pairs = Pairs.match(made(["z", "zzz"], ["1", "2"]), made(["y", "yyyy"], ["1", "2"]))
+    pairs = PromptPairs.match(made(["z", "zzz"], ["1", "2"]), made(["y", "yyyy"], ["1", "2"]))
 
     assert pairs.misaligned(tokenizer) == [1]
     with pytest.raises(BadInput) as caught:
@@ -69,4 +69,4 @@ def test_alignment_counts_tokens(tokenizer):
         f"t row 2: prompt {one!r} has 3 tokens and its pair {other!r} has 4. Change words for "
         "others with as many tokens."
     )
-    Pairs(pairs.clean.take([0]), pairs.corrupt.take([0])).check_aligned(tokenizer)
+    PromptPairs(pairs.clean.take([0]), pairs.corrupt.take([0])).check_aligned(tokenizer)

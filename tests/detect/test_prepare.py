@@ -24,39 +24,25 @@ class Centred(Feature):
     """Activations less their trusted mean; remembers which prompts it saw."""
 
     name = "centred"
-    prepares = True
+    learns = True
     default_score = "mahalanobis"
 
-    def __init__(self, sites="module:first", site_mean=None, ids=()):
-        self.sites, self.site_mean, self.ids = sites, site_mean, list(ids)
-        self.sums, self.seen = None, []
+    def __init__(self, sites="module:first"):
+        self.sites = sites
 
     def plan(self, model):
         return Plan(reads=model.sites_at(self.sites))
 
-    def prepare_batch(self, reading):
-        (value,) = reading.values.values()
-        total = value.double().sum(0)
-        self.sums = total if self.sums is None else self.sums + total
-        self.seen += reading.batch.ids
+    def learner(self, model):
+        total, ids = 0, []
+        while (reading := (yield)) is not None:
+            (value,) = reading.values.values()
+            total = total + value.double().sum(0)
+            ids += reading.batch.ids
+        self.mean_, self.ids_ = total / len(ids), sorted(ids)
 
-    def prepared(self):
-        self.site_mean, self.ids = self.sums / len(self.seen), sorted(self.seen)
-        self.sums, self.seen = None, []
-
-    def __call__(self, reading):
-        return {s: (v.double() - self.site_mean).float() for s, v in reading.values.items()}
-
-    def state(self):
-        told = {"sites": self.sites}
-        if self.site_mean is not None:
-            told["learned"] = {"mean": self.site_mean, "ids": self.ids}
-        return told
-
-    @classmethod
-    def from_state(cls, state):
-        learned = state.get("learned", {})
-        return cls(state["sites"], learned.get("mean"), learned.get("ids", ()))
+    def rows(self, model, reading):
+        return {s: (v.double() - self.mean_).float() for s, v in reading.values.items()}
 
 
 class Failing(Centred):
@@ -65,11 +51,15 @@ class Failing(Centred):
     name = "failing"
     left = 1
 
-    def prepare_batch(self, reading):
-        if not type(self).left:
-            raise KeyboardInterrupt
-        type(self).left -= 1
-        super().prepare_batch(reading)
+    def learner(self, model):
+        inner = super().learner(model)
+        next(inner)
+        while (reading := (yield)) is not None:
+            if not type(self).left:
+                raise KeyboardInterrupt
+            type(self).left -= 1
+            inner.send(reading)
+        next(inner, None)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +91,11 @@ def test_a_feature_learns_from_the_fit_part_only(model, trusted):
     detector = Detector(feature).fit(model, trusted)
     parts = Parts.of(trusted, None, 0)
 
-    assert set(detector.feature.ids) == parts.fit
+    assert set(detector.feature.ids_) == parts.fit
     inside = torch.tensor([id in parts.fit for id in trusted.ids])
     values = model.module.first(trusted.arrays["x"][inside]).double()
-    torch.testing.assert_close(detector.feature.site_mean, values.mean(0))
-    assert feature.site_mean is None
+    torch.testing.assert_close(detector.feature.mean_, values.mean(0))
+    assert not feature.learned()
 
 
 def test_features_that_agree_share_one_pass(model, trusted, counted):
@@ -117,7 +107,7 @@ def test_features_that_agree_share_one_pass(model, trusted, counted):
     assert len(counted) == 120 + 200
     assert twins[0].feature is twins[1].feature
     assert twins[0].feature.sites != twins[2].feature.sites
-    assert len(twins[2].feature.site_mean) == planted.WIDTH + 1
+    assert len(twins[2].feature.mean_) == planted.WIDTH + 1
 
 
 def test_fitting_again_learns_anew(model, trusted):
@@ -125,10 +115,10 @@ def test_fitting_again_learns_anew(model, trusted):
     once = detector.feature
     detector.fit(model, trusted)
     assert detector.feature is not once
-    assert torch.equal(detector.feature.site_mean, once.site_mean)
-    assert detector.feature.ids == once.ids
+    assert torch.equal(detector.feature.mean_, once.mean_)
+    assert detector.feature.ids_ == once.ids_
     detector.fit(model, planted.prompts(150, seed=7))
-    assert len(detector.feature.ids) == 90
+    assert len(detector.feature.ids_) == 90
 
 
 def test_what_was_learned_is_kept_and_not_made_twice(model, trusted, counted, tmp_path):
@@ -138,7 +128,7 @@ def test_what_was_learned_is_kept_and_not_made_twice(model, trusted, counted, tm
     assert len(counted) == 120
     prepare([second], model, trusted, parts.fit, tmp_path / "prepared")
     assert len(counted) == 120
-    assert torch.equal(first.feature.site_mean, second.feature.site_mean)
+    assert torch.equal(first.feature.mean_, second.feature.mean_)
 
     other = planted.prompts(200, seed=8)
     with pytest.raises(Mismatch, match="prepared with another prompts"):
@@ -152,14 +142,14 @@ def test_an_interrupted_preparation_begins_anew(model, trusted, tmp_path, monkey
     detector = Detector(Failing())
     with pytest.raises(KeyboardInterrupt):
         prepare([detector], model, trusted, parts.fit, tmp_path / "prepared")
-    assert detector.feature.sums is None
+    assert not detector.feature.learned()
     monkeypatch.setattr(Failing, "left", 10**6)
     prepare([detector], model, trusted, parts.fit, tmp_path / "prepared")
     whole = Detector(Centred())
     prepare([whole], model, trusted, parts.fit, tmp_path / "whole")
 
-    assert set(detector.feature.ids) == parts.fit
-    assert torch.equal(detector.feature.site_mean, whole.feature.site_mean)
+    assert set(detector.feature.ids_) == parts.fit
+    assert torch.equal(detector.feature.mean_, whole.feature.mean_)
 
 
 def test_rows_of_other_trusted_prompts_are_not_taken_for_these(model, trusted, tmp_path):
@@ -203,7 +193,7 @@ def test_an_unprepared_feature_says_so(model, trusted):
     feature = get_feature("activation-model", sites="module:first")
     (reading,) = readings(model, trusted.take(range(4)), feature.plan(model))
     with pytest.raises(BadValue, match="has seen no trusted prompts yet"):
-        feature(reading)
+        feature.rows(model, reading)
 
 
 def test_features_with_sites_take_them_by_name():

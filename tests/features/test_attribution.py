@@ -137,7 +137,7 @@ def test_it_is_what_loops_over_heads_and_prompts_give(model, family):
     for direction in DIRECTIONS:
         feature = _usual(model, direction)
         given[direction] = vectors_of(feature, model, batch)
-        assert feature.prepares == (direction in ("mean", "pcs"))
+        assert feature.learns == (direction in ("mean", "pcs"))
     usual = [_alone(model.module, family, row) for row in TRUSTED]
 
     for number, row in enumerate(ROWS):
@@ -153,8 +153,7 @@ def test_it_is_what_loops_over_heads_and_prompts_give(model, family):
 def test_components_that_do_not_vary_are_left_as_zeros(linear):
     feature = get_feature("attribution", direction="pcs", components=4)
     batch = batch_of([TRUSTED[0], TRUSTED[1], TRUSTED[0]] * 3)
-    feature.prepare_batch(linear.read(batch, "z.0"))
-    feature.prepared()
+    feature.learn(linear, [linear.read(batch, "z.0")])
     [found] = vectors_of(feature, linear, batch_of(ROWS)).values()
 
     told = found.view(len(ROWS), HEADS, 4)
@@ -196,10 +195,14 @@ def small():
 
 def _lineup():
     made = [
-        Detector(get_feature("attribution", direction=direction, components=3),
-                 "mahalanobis-diagonal", alpha=0.2, name=f"attribution {direction}")
+        Detector(
+            get_feature("attribution", direction=direction, components=3),
+            "mahalanobis-diagonal",
+            alpha=0.2,
+            name=f"attribution {direction}",
+        )
         for direction in DIRECTIONS
-    ]  # fmt: skip
+    ]
     return [*made, Detector("activations", "mahalanobis-diagonal", alpha=0.2)]
 
 
@@ -236,8 +239,12 @@ def test_prompts_without_choices_are_refused_before_the_model_runs(linear, count
     trusted = Prompts.concat([_prompts(7), _prompts(60, start=7, choices=False)])
     with pytest.raises(BadInput, match="prompt p7 has no 'choices'"):
         Detector("attribution", alpha=0.2).fit(linear, trusted)
-    job = Job(linear, [Detector("attribution", alpha=0.2)], _prompts(60),
-              _prompts(80, start=60, choices=False))  # fmt: skip
+    job = Job(
+        linear,
+        [Detector("attribution", alpha=0.2)],
+        _prompts(60),
+        _prompts(80, start=60, choices=False),
+    )
     with pytest.raises(BadInput, match="prompt p60 has no 'choices'"):
         job.check()
     feature = get_feature("attribution")
@@ -255,7 +262,7 @@ def test_prompts_without_choices_may_be_attributed_to_the_likeliest_token(linear
     with torch.no_grad():
         logp = linear.module(tokens).logits[:, -1].log_softmax(-1)
     torch.testing.assert_close(reading.metric, logp.amax(-1))
-    [found] = feature(reading).values()
+    [found] = feature.rows(linear, reading).values()
     [grads] = reading.grads.values()
     torch.testing.assert_close(found, -(z * grads).sum(-1))
 
@@ -299,11 +306,10 @@ def test_what_was_not_learned_from_these_heads_is_said(linear):
     with pytest.raises(BadValue, match=r"seen no trusted prompts yet at z\.0"):
         vectors_of(feature, linear, batch_of(ROWS))
     pcs = get_feature("attribution", direction="pcs")
-    pcs.prepare_batch(linear.read(batch_of(TRUSTED[:10]), "z.0"))
     with pytest.raises(NotEnoughData, match="10 trusted prompts, and 10 components"):
-        pcs.prepared()
+        pcs.learn(linear, [linear.read(batch_of(TRUSTED[:10]), "z.0")])
     prepared(feature, linear)
     site = linear.site("z.0")
     wide = Reading(batch_of(ROWS), {site: torch.ones(4, 4, 9)}, {site: torch.ones(4, 4, 9)})
     with pytest.raises(Mismatch, match="mean has 32 numbers"):
-        feature(wide)
+        feature.rows(linear, wide)

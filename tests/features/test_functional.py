@@ -10,7 +10,7 @@ from offkey.detect import Detector
 from offkey.errors import BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
 from offkey.features.functional import Functional
-from offkey.models import Model, Site
+from offkey.models import Model, Reading, Site
 from offkey.sensitivity import GradientKernel, Langevin, LangevinKernel, WeightNoiseKernel
 from offkey.sensitivity import _kernels as room
 from offkey.volume import Noise, later_half
@@ -68,9 +68,11 @@ def test_sketches_keep_the_gradients_inner_products(softmax, points):
     g = gradients_by_hand(softmax, points)
     exact = g @ g.T
     estimates = torch.stack(
-        [(r := GradientKernel(16, seed).rows(softmax, points)[0].double()) @ r.T
-         for seed in range(100)]
-    )  # fmt: skip
+        [
+            (r := GradientKernel(16, seed).rows(softmax, points)[0].double()) @ r.T
+            for seed in range(100)
+        ]
+    )
     error = (estimates.mean(0) - exact) / estimates.std(0).clamp(min=1e-9) * 10
 
     assert error.abs().max() < 4.5
@@ -126,7 +128,7 @@ def test_weights_and_their_flags_come_back_bit_by_bit(model, kernel):
     weights["lm_head.weight"].requires_grad_(False)
     before = {name: (w.detach().clone(), w.requires_grad) for name, w in weights.items()}
     feature = prepared(get_feature("functional", kernel=kernel, draws=2), model)
-    feature.extract(model, batch_of(ROWS))
+    feature.rows(model, Reading(batch_of(ROWS), {}))
 
     for name, weight in weights.items():
         assert torch.equal(weight, before[name][0]), name
@@ -144,7 +146,7 @@ def test_passes_are_as_declared(model, monkeypatch):
     for settings in ({"draws": 5}, {"kernel": "gradients"}):
         feature = get_feature("functional", **settings)
         calls.clear()
-        feature.extract(model, batch)
+        feature.rows(model, Reading(batch, {}))
         assert sum(calls) == len(ROWS) * feature.plan(model).extra_forwards
     assert feature.plan(model).extra_backwards == 1
     assert get_feature("functional", draws=5).plan(model).extra_backwards == 0
@@ -157,9 +159,9 @@ def test_a_chain_on_a_quadratic_loss_has_the_known_variances(pull):
     h = 1e-2
     curvature = torch.cat([torch.full((8000,), h), torch.zeros(8000)])
     shapes = {"w": torch.Size([16000])}
-    draws = torch.stack([
-        u["w"].clone() for u in chain.draws(lambda _, u: {"w": curvature * u["w"]}, shapes, 12)
-    ])  # fmt: skip
+    draws = torch.stack(
+        [u["w"].clone() for u in chain.draws(lambda _, u: {"w": curvature * u["w"]}, shapes, 12)]
+    )
     held, free = draws[:, :8000].var().item(), draws[:, 8000:].var().item()
 
     # The step is a share `pull` of the way back where it is flat, twice that where it is not.
@@ -201,17 +203,15 @@ def test_what_cannot_be_is_refused(model):
     with pytest.raises(BadValue, match="none of its weights"):
         get_feature("functional").plan(Model(torch.nn.ReLU(), name="no weights"))
     with pytest.raises(BadValue, match="seen no trusted prompts"):
-        get_feature("functional", kernel="sgld").extract(model, batch_of(ROWS))
+        get_feature("functional", kernel="sgld").rows(model, Reading(batch_of(ROWS), {}))
     with pytest.raises(NotEnoughData, match="no trusted prompts"):
-        get_feature("functional", kernel="sgld").prepared()
-    with pytest.raises(TypeError, match="use extract"):
-        get_feature("functional")(None)
+        get_feature("functional", kernel="sgld").learn(model, [])
     zeros = torch.nn.Linear(2, 2)
     for weight in zeros.parameters():
         torch.nn.init.zeros_(weight)
     one = Batch({"input": torch.ones(1, 2)}, ("a",))
     with pytest.raises(BadValue, match="all its weights are zero"):
-        get_feature("functional").extract(Model(zeros, name="zeros"), one)
+        get_feature("functional").rows(Model(zeros, name="zeros"), Reading(one, {}))
 
 
 def two_mechanisms():
@@ -233,7 +233,7 @@ def halves(count, which, seed):
 
 
 @pytest.mark.parametrize("kernel", ["weight-noise", "sgld", "gradients"])
-@pytest.mark.parametrize("score", ["attribution-top-ccc", "attribution-class-ccc"])
+@pytest.mark.parametrize("score", ["functional-top-ccc", "functional-class-ccc"])
 def test_prompts_of_another_mechanism_score_higher(kernel, score):
     model = two_mechanisms()
     feature = get_feature("functional", kernel=kernel, answers="class" in score)
@@ -246,26 +246,26 @@ def test_prompts_of_another_mechanism_score_higher(kernel, score):
 
 def test_a_saved_chain_keeps_its_trusted_prompts(model, tmp_path):
     feature = prepared(get_feature("functional", kernel="sgld", draws=2, sampling=5), model)
-    kept = feature.state()["kept"]
+    kept = feature.state()["sampled_"]
     again = Functional.from_state(feature.state())
 
-    assert sum(len(batch["ids"]) for batch in kept.values()) == 5
+    assert sum(len(batch["ids"]) for batch in kept) == 5
     assert torch.equal(
-        again.extract(model, batch_of(ROWS))[LOGITS],
-        feature.extract(model, batch_of(ROWS))[LOGITS],
+        again.rows(model, Reading(batch_of(ROWS), {}))[LOGITS],
+        feature.rows(model, Reading(batch_of(ROWS), {}))[LOGITS],
     )
 
 
 def test_free_text_and_mixed_choices(model):
     rows = batch_of(ROWS)
     plain = get_feature("functional", draws=2, answers=True)
-    free = plain.extract(model, batch_of(ROWS, choices=False))
+    free = plain.rows(model, Reading(batch_of(ROWS, choices=False), {}))
     mixed = batch_of(ROWS)
     mixed.choices[1] = -1
-    found = plain.extract(model, mixed)
+    found = plain.rows(model, Reading(mixed, {}))
     logits = model.forward(rows).logits[:, -1]
 
     assert free[ANSWER][:, 0].tolist() == logits.argmax(1).tolist()
     assert torch.equal(found[LOGITS][1], free[LOGITS][1])
-    assert torch.equal(found[LOGITS][0], plain.extract(model, rows)[LOGITS][0])
+    assert torch.equal(found[LOGITS][0], plain.rows(model, Reading(rows, {}))[LOGITS][0])
     assert list(pack(halves(2, 0, 0)))[0].mask is None

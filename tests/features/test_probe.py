@@ -6,17 +6,15 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect import Detector, Job
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import fit_probe
 from offkey.models import Model, Site
 from offkey.passes import readings
+from offkey.probes import fit_probe
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -33,66 +31,11 @@ class TestProbesElsewhere(FeatureContract):
     @pytest.fixture(params=["mean", (-2, -1)], ids=str)
     def make(self, request):
         return lambda: get_feature(
-            "probe-trajectory", sites=("embed", "mlp_out.1"), positions=request.param,
+            "probe-trajectory",
+            sites=("embed", "mlp_out.1"),
+            positions=request.param,
             penalties=(0.1,),
-        )  # fmt: skip
-
-
-def slow_probe(x, y, penalty):
-    """The regression by a general minimiser, on rows standardised one column at a time."""
-    columns = []
-    for column in x.T:
-        columns.append((column - np.mean(column)) / np.std(column))
-    z = np.stack(columns, 1)
-    sign = 2 * y - 1
-
-    def loss(theta):
-        margins = sign * (z @ theta[:-1] + theta[-1])
-        return np.mean(np.logaddexp(0, -margins)) + penalty / 2 * np.sum(theta[:-1] ** 2)
-
-    return z, minimize(loss, np.zeros(x.shape[1] + 1), tol=1e-10).x
-
-
-@pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_a_probe_is_the_penalised_minimum(penalty):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(80, 4)) * [1, 10, 0.1, 1] + [0, 5, 0, 100]
-    y = (x[:, 0] + 0.1 * x[:, 1] + rng.normal(size=80) > 0.5).astype(int)
-    z, theta = slow_probe(x, y, penalty)
-    found = fit_probe(x, y, (penalty,))(torch.from_numpy(x))
-    np.testing.assert_allclose(found, z @ theta[:-1] + theta[-1], atol=2e-3)
-
-
-def test_the_penalty_is_the_one_with_the_least_held_out_loss():
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(60, 20))
-    y = (x[:, 0] + rng.normal(size=60) > 0).astype(int)
-    penalties = (1e-3, 1e-1, 10.0)
-    losses = {}
-    for penalty in penalties:
-        losses[penalty] = 0.0
-        for train, test in StratifiedKFold(3).split(x, y):
-            _, theta = slow_probe(x[train], y[train], penalty)
-            z = (x[test] - x[train].mean(0)) / x[train].std(0)
-            margins = (2 * y[test] - 1) * (z @ theta[:-1] + theta[-1])
-            losses[penalty] += np.logaddexp(0, -margins).sum()
-    assert fit_probe(x, y, penalties).penalty == min(losses, key=losses.get)
-    assert len({round(loss) for loss in losses.values()}) == 3
-
-
-def test_what_stands_still_says_nothing():
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(40, 3))
-    y = (x[:, 0] > 0).astype(int)
-    still = np.concatenate([x, np.full((40, 1), 1e4) + 1e-3 * rng.normal(size=(40, 1))], 1)
-    probe = fit_probe(still, y, (0.1,))
-    assert probe.weight[3] == 0
-    torch.testing.assert_close(probe.weight[:3], fit_probe(x, y, (0.1,)).weight)
-
-
-def test_an_answer_that_occurs_once_is_enough():
-    x = np.random.default_rng(3).normal(size=(9, 2))
-    assert fit_probe(x, np.eye(9, dtype=int)[0], (1e-3, 10.0)).penalty == 10.0
+        )
 
 
 def test_the_trajectory_is_each_probe_on_its_layer(model):
@@ -136,13 +79,14 @@ def test_trusted_prompts_are_read_as_new_ones_are():
     sure = {}
     for folds in (1, 2):
         feature = get_feature("probe-trajectory", sites="module:0", penalties=(0.01,), folds=folds)
-        for reading in readings(model, everything.take(range(200)), feature.preparation(model)):
-            feature.prepare_batch(reading)
-        feature.prepared()
+        half = everything.take(range(200))
+        feature.learn(model, readings(model, half, feature.learning_plan(model)))
         place = {id: n for n, id in enumerate(everything.ids)}
         odds = np.empty(400)
         for reading in readings(model, everything, feature.plan(model)):
-            for id, value in zip(reading.batch.ids, feature(reading)[LOGITS], strict=True):
+            for id, value in zip(
+                reading.batch.ids, feature.rows(model, reading)[LOGITS], strict=True
+            ):
                 odds[place[id]] = value
         right = odds * (2 * answers - 1) > 0
         sure[folds] = right[:200].mean(), right[200:].mean()
@@ -169,8 +113,14 @@ def judged(count, *, seed, lying=0.0, target=True):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, count)
     lies = (rng.random(count) < lying).astype(int)
-    x = np.concatenate([(2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
-                        3.0 * lies[:, None], rng.normal(size=(count, 3))], 1)  # fmt: skip
+    x = np.concatenate(
+        [
+            (2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
+            3.0 * lies[:, None],
+            rng.normal(size=(count, 3)),
+        ],
+        1,
+    )
     columns = {"id": [f"{seed}-{n}" for n in range(count)], "label": lies.tolist()}
     if target:
         columns["target"] = truth.tolist()
@@ -188,8 +138,9 @@ def test_the_trajectory_hears_where_the_answer_turns():
 
     assert scores.flagged[labels == 1].all()
     assert scores.flagged[labels == 0].mean() < 0.15
-    probes = detector.feature._probes.values()
-    assert all(int(p.weight.abs().argmax()) == 0 for each in probes for p in each.probes)
+    probes = [p for each in detector.feature.probes_.values() for p in each.values()]
+    assert len(probes) > 0
+    assert all(int(p["weight"].abs().argmax()) == 0 for p in probes)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +186,13 @@ def test_what_cannot_be_is_refused(model):
     feature = get_feature("probe-trajectory")
     reading = read_for(feature, model, batch_of(ROWS))
     with pytest.raises(BadValue, match="has seen no trusted prompts yet"):
-        feature(reading)
+        feature.rows(model, reading)
     with pytest.raises(NotEnoughData, match="all 0 trusted prompts have no target"):
-        feature.prepared()
-    feature.prepare_batch(reading)
+        feature.learn(model, [])
     with pytest.raises(NotEnoughData, match="all 4 trusted prompts have the target 1"):
-        feature.prepared()
+        feature.learn(model, [reading])
     for target, words in (([0, 1, 2, 1], "its target is 2"), ([0, 1, -1, 1], "has no 'target'")):
         batch = replace(batch_of(ROWS), target=torch.tensor(target))
-        feature.prepare_batch(read_for(feature, model, batch))
+        wrong = read_for(feature, model, batch)
         with pytest.raises(BadInput, match=f"prompt 10-20-30-40-50-60-1-2: .*{words}"):
-            feature.prepared()
+            feature.learn(model, [wrong])

@@ -9,8 +9,8 @@ from offkey.data import Prompts, pack
 from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import CrossProbe, Probe, fit_probe
-from offkey.models import ChoiceLogitDifference, Edit, Model
+from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
+from offkey.probes import CrossFittedProbe, Probe, fit_probe
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -46,7 +46,7 @@ def test_it_is_the_difference_of_two_small_ablations(family):
     """By finite differences on the whole model, one head at a time."""
     model = Model(random_module(family), tokenizer=object(), name=family)
     feature = prepared(get_feature("probe-shift", sites="resid_post.1", folds=1), model)
-    (found,) = feature.extract(model, batch_of(ROWS[:2])).values()
+    (found,) = feature.rows(model, Reading(batch_of(ROWS[:2]), {})).values()
     trusted = model.read(batch_of(TRUSTED), ("resid_post.1", "z.0", "z.1"))
     answers = torch.tensor([row[-1] % 2 for row in TRUSTED]).numpy()
     probe = fit_probe(trusted["resid_post.1"].double().numpy(), answers, (1e-3, 0.1, 10.0))
@@ -77,7 +77,7 @@ def test_one_forward_and_at_most_one_backward_a_probed_layer(model, monkeypatch)
         block.o_proj.register_full_backward_hook(lambda *_, n=n: products.append(n))
         for n, block in enumerate(model.wiring.blocks)
     ]
-    feature.extract(model, batch_of(ROWS))
+    feature.rows(model, Reading(batch_of(ROWS), {}))
     for handle in handles:
         handle.remove()
 
@@ -97,7 +97,8 @@ def test_what_the_probe_reads_of_the_answer_does_not_shift(share):
     model = Model(module, tokenizer=object(), name="linear")
     feature = prepared(get_feature("probe-shift", sites="resid_post.2"), model)
     read_out = (module.lm_head.weight[5] - module.lm_head.weight[3]).detach().double()
-    feature._probes["resid_post.2"] = CrossProbe((Probe(share * read_out, 0.3, 1.0),))
+    probe = CrossFittedProbe((Probe(share * read_out, 0.3, 1.0),))
+    feature.probes_["resid_post.2"] = probe.state()
     attribution = prepared(get_feature("attribution"), model)
 
     (shift,) = vectors_of(feature, model, batch_of(ROWS)).values()
@@ -110,14 +111,18 @@ def test_by_default_every_fourth_block_of_the_later_half_is_probed():
     model = Model(tiny.llama(num_hidden_layers=11), tokenizer=object(), name="deep")
     feature = get_feature("probe-shift")
     assert [str(site) for site in feature.sites_on(model)] == ["resid_post.5", "resid_post.9"]
-    assert [str(site) for site in feature.preparation(model).reads] == [
-        *(f"z.{n}" for n in range(10)), "resid_post.5", "resid_post.9",
-    ]  # fmt: skip
+    assert [str(site) for site in feature.learning_plan(model).reads] == [
+        *(f"z.{n}" for n in range(10)),
+        "resid_post.5",
+        "resid_post.9",
+    ]
 
 
 def test_a_detector_runs_it_and_needs_no_targets_to_score(model):
-    rows = {"prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
-            "choices": [[" w3", " w5"]] * 80}  # fmt: skip
+    rows = {
+        "prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
+        "choices": [[" w3", " w5"]] * 80,
+    }
     trusted = Prompts({**rows, "target": [n % 2 for n in range(80)]})
     detector = Detector("probe-shift", "knn", alpha=0.2).fit(model, trusted)
     test = Prompts({**rows, "prompt": [f"w{n % 59} w{n % 9} w1" for n in range(80)]})
@@ -131,12 +136,12 @@ def test_a_detector_runs_it_and_needs_no_targets_to_score(model):
 
 def test_weights_that_train_and_inference_mode_change_nothing(model):
     feature = prepared(get_feature("probe-shift"), model)
-    (expected,) = feature.extract(model, batch_of(ROWS)).values()
+    (expected,) = feature.rows(model, Reading(batch_of(ROWS), {})).values()
     training = random_module("llama")
     assert all(weight.requires_grad for weight in training.parameters())
     other = Model(training, tokenizer=object(), name="training")
     with torch.inference_mode():
-        (found,) = feature.extract(other, batch_of(ROWS)).values()
+        (found,) = feature.rows(other, Reading(batch_of(ROWS), {})).values()
     assert torch.equal(found, expected)
     assert all(weight.grad is None for weight in training.parameters())
 
@@ -144,9 +149,7 @@ def test_weights_that_train_and_inference_mode_change_nothing(model):
 def test_what_cannot_be_is_refused(model):
     feature = get_feature("probe-shift")
     with pytest.raises(BadValue, match="has seen no trusted prompts yet"):
-        feature.extract(model, batch_of(ROWS))
-    with pytest.raises(TypeError, match="use extract"):
-        feature(None)
+        feature.rows(model, Reading(batch_of(ROWS), {}))
     with pytest.raises(BadValue, match="site resid_pre.1: it is not the residual after a block"):
         get_feature("probe-shift", sites="resid_pre.1").plan(model)
     with pytest.raises(BadValue, match="no attention heads"):
@@ -159,9 +162,9 @@ def test_what_cannot_be_is_refused(model):
     ready = prepared(feature, model)
     three = replace(batch_of(ROWS), choices=torch.tensor([[3, 5, -1]] * 3 + [[3, 5, 7]]))
     with pytest.raises(BadInput, match="prompt 31-30-29-28-27: it has 3 choices"):
-        ready.extract(model, three)
+        ready.rows(model, Reading(three, {}))
     broken = random_module("llama")
     with torch.no_grad():
         broken.lm_head.weight[4] = torch.nan
     with pytest.raises(NonFinite, match="the logits, prompt 7-11-3-9-2"):
-        ready.extract(Model(broken, tokenizer=object(), name="broken"), batch_of(ROWS))
+        ready.rows(Model(broken, tokenizer=object(), name="broken"), Reading(batch_of(ROWS), {}))

@@ -82,7 +82,7 @@ def test_energy_is_the_sum_of_its_definition(model, over):
 def test_energy_of_rows_with_and_without_choices():
     reading = _planted([[0.0, 0.0, 0.0, 9.0]] * 3, [[0, 1, -1], [0, 1, 2], [-1, -1, -1]])
 
-    [energy] = get_feature("energy")(reading).values()
+    [energy] = get_feature("energy").rows(None, reading).values()
 
     whole = -math.log(3 + math.exp(9))
     assert energy[:, 0].tolist() == pytest.approx([-math.log(2), -math.log(3), whole])
@@ -92,19 +92,24 @@ def test_energy_of_rows_with_and_without_choices():
 
 def _planted(logits, choices=None):
     logits = torch.tensor(logits)
-    batch = Batch({"input_ids": torch.zeros(len(logits), 1, dtype=torch.long)},
-                  ids=tuple(str(i) for i in range(len(logits))),
-                  choices=None if choices is None else torch.tensor(choices))  # fmt: skip
+    batch = Batch(
+        {"input_ids": torch.zeros(len(logits), 1, dtype=torch.long)},
+        ids=tuple(str(i) for i in range(len(logits))),
+        choices=None if choices is None else torch.tensor(choices),
+    )
     return Reading(batch, {}, logits=logits)
 
 
 @pytest.mark.parametrize(
     ("name", "uniform", "sure"),
-    [("entropy", math.log(4), 0.0), ("max-probability", 0.25, 1.0),
-     ("own-answer-loss", math.log(4), 0.0)],
-)  # fmt: skip
+    [
+        ("entropy", math.log(4), 0.0),
+        ("max-probability", 0.25, 1.0),
+        ("own-answer-loss", math.log(4), 0.0),
+    ],
+)
 def test_outputs_of_known_value(name, uniform, sure):
-    [value] = get_feature(name)(_planted([[0.0] * 4, [0.0, 200.0, 0.0, 0.0]])).values()
+    [value] = get_feature(name).rows(None, _planted([[0.0] * 4, [0.0, 200.0, 0.0, 0.0]])).values()
 
     assert value[:, 0].tolist() == pytest.approx([uniform, sure], abs=1e-6)
 
@@ -113,14 +118,14 @@ def test_rows_with_and_without_choices_may_be_mixed():
     logits = [[math.log(x) for x in (0.1, 0.2, 0.3, 0.4)]] * 3
     reading = _planted(logits, [[0, 1, -1], [0, 1, 2], [-1, -1, -1]])
 
-    [loss] = get_feature("own-answer-loss")(reading).values()
+    [loss] = get_feature("own-answer-loss").rows(None, reading).values()
 
     assert loss[:, 0].tolist() == pytest.approx([-math.log(x) for x in (0.2, 0.3, 0.4)])
 
 
 def test_output_features_want_logits():
     with pytest.raises(TypeError, match="without logits"):
-        get_feature("entropy")(Reading(batch_of(ROWS), {}))
+        get_feature("entropy").rows(None, Reading(batch_of(ROWS), {}))
 
 
 @pytest.mark.parametrize("bins", [1, 7, 256])

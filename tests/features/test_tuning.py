@@ -23,16 +23,15 @@ def model():
 def test_against_a_copy_whose_weights_were_merged_by_hand(model, over):
     feature = prepared(get_feature("tuned-divergence", over=over, steps=6), model)
     batch = batch_of(ROWS)
-    found = feature.extract(model, batch)[LOGITS][:, 0]
-    learned = feature.state()["learned"]
+    found = feature.rows(model, Reading(batch, {}))[LOGITS][:, 0]
+    learned = feature.adapter_
     copy = random_module("llama")
     weights = dict(copy.named_parameters())
     with torch.no_grad():
         for name in {name.rpartition(".")[0] for name in learned}:
             change = 16.0 / 4 * learned[f"{name}.up"] @ learned[f"{name}.down"]
             weights[f"{name}.weight"].add_(change)
-        p, q = (m.forward(batch).logits[:, -1].double()
-                for m in (model, Model(copy, name="copy")))  # fmt: skip
+        p, q = (m.forward(batch).logits[:, -1].double() for m in (model, Model(copy, name="copy")))
     if over == "choices":
         p, q = p.gather(1, batch.choices), q.gather(1, batch.choices)
     slow = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1)
@@ -45,7 +44,7 @@ def test_against_a_copy_whose_weights_were_merged_by_hand(model, over):
 def test_the_model_comes_back_bit_by_bit(model):
     before = {name: (w.clone(), w.requires_grad) for name, w in model.module.named_parameters()}
     feature = prepared(get_feature("tuned-divergence", steps=2), model)
-    feature.extract(model, batch_of(ROWS))
+    feature.rows(model, Reading(batch_of(ROWS), {}))
     after = dict(model.module.named_parameters())
 
     assert list(after) == list(before)
@@ -58,12 +57,10 @@ def test_tuning_makes_its_own_answers_likelier(model):
     batch = batch_of(ROWS, choices=False)
     p = model.forward(batch).logits[:, -1].softmax(1).amax(1)
     feature = get_feature("tuned-divergence", steps=30)
-    feature.plan(model)
-    feature.prepare_batch(Reading(batch, {}))
-    feature.prepared()
+    feature.learn(model, [Reading(batch, {})])
     with feature._attached(model) as adapter, torch.no_grad():
         for name, value in adapter.parameters.items():
-            value.copy_(feature.state()["learned"][name])
+            value.copy_(feature.adapter_[name])
         q = model.forward(batch).logits[:, -1].softmax(1)
     own = model.forward(batch).logits[:, -1].argmax(1)
 
@@ -102,21 +99,16 @@ def test_what_cannot_be_is_refused(model):
             get_feature("tuned-divergence", **wrong)
     with pytest.raises(BadValue, match="no linear map"):
         get_feature("tuned-divergence").plan(Model(torch.nn.Conv1d(1, 1, 1), name="conv"))
-    with pytest.raises(BadValue, match="Call plan first"):
-        get_feature("tuned-divergence").prepared()
     fresh = get_feature("tuned-divergence")
-    fresh.plan(model)
     with pytest.raises(NotEnoughData, match="no trusted prompts"):
-        fresh.prepared()
+        fresh.learn(model, [])
     with pytest.raises(BadValue, match="seen no trusted prompts"):
-        fresh.extract(model, batch_of(ROWS))
-    with pytest.raises(TypeError, match="use extract"):
-        fresh(None)
+        fresh.rows(model, Reading(batch_of(ROWS), {}))
     tuned = prepared(get_feature("tuned-divergence", over="choices", steps=1), model)
     assert tuned.plan(model).needs == {"choices"}
     with pytest.raises(BadInput, match="0 choices"):
-        tuned.extract(model, batch_of(ROWS, choices=False))
+        tuned.rows(model, Reading(batch_of(ROWS, choices=False), {}))
     tuned.over = "vocabulary"
     other = Model(torch.nn.Sequential(torch.nn.Linear(2, 2)), name="other")
     with pytest.raises(Mismatch, match="other linear maps"):
-        tuned.extract(other, Batch({"input": torch.ones(1, 2)}, ("a",)))
+        tuned.rows(other, Reading(Batch({"input": torch.ones(1, 2)}, ("a",)), {}))

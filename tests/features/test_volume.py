@@ -28,29 +28,33 @@ def model():
 @pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")
 def test_radii_against_searches_of_each_prompt_alone(model):
     radii = prepared(get_feature("radii", directions=2, grid=12), model)
-    found = radii.extract(model, batch_of(ROWS))[LOGITS]
+    found = radii.rows(model, Reading(batch_of(ROWS), {}))[LOGITS]
 
     _, names = later_half(model)
     for row, logs in zip(ROWS, found, strict=True):
         slow = estimate_volume(
-            KLCost(model, [batch_of([row])], tokens="last"), 0.01, Gaussian(1.0), params=names,
-            n=2, search=Search(rtol=1e-4),
-        )  # fmt: skip
+            KLCost(model, [batch_of([row])], tokens="last"),
+            0.01,
+            Gaussian(1.0),
+            params=names,
+            n=2,
+            search=Search(rtol=1e-4),
+        )
         np.testing.assert_allclose(logs.numpy(), np.log(slow.rays["radius"]), atol=0.03)
 
 
 def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monkeypatch):
     radii, volume = (prepared(get_feature(name), model) for name in ("radii", "volume"))
-    radii.extract(model, batch_of(ROWS[:1]))  # finds where the grid belongs
+    radii.rows(model, Reading(batch_of(ROWS[:1]), {}))  # finds where the grid belongs
     calls = []
     plain = model.forward
     monkeypatch.setattr(model, "forward", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     batch = batch_of(ROWS)
-    logs = radii.extract(model, batch)[LOGITS]
+    logs = radii.rows(model, Reading(batch, {}))[LOGITS]
     first = len(calls)
-    mean = volume.extract(model, batch)[LOGITS]
+    mean = volume.rows(model, Reading(batch, {}))[LOGITS]
     again = len(calls) - first
-    radii.extract(model, batch_of(ROWS[:2]))
+    radii.rows(model, Reading(batch_of(ROWS[:2]), {}))
 
     assert logs.shape == (4, 8)
     torch.testing.assert_close(mean, logs.mean(1, keepdim=True))
@@ -62,11 +66,11 @@ def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monke
 
 def test_weights_that_changed_are_noticed(model):
     batch, radii = batch_of(ROWS), prepared(get_feature("radii", directions=2), model)
-    before = radii.extract(model, batch)[LOGITS]
+    before = radii.rows(model, Reading(batch, {}))[LOGITS]
     with torch.no_grad():
         model.module.lm_head.weight.mul_(3)
 
-    assert not torch.equal(radii.extract(model, batch)[LOGITS], before)
+    assert not torch.equal(radii.rows(model, Reading(batch, {}))[LOGITS], before)
 
 
 def test_a_detector_of_a_volume_flags_either_side():
@@ -86,7 +90,7 @@ def test_a_detector_of_a_volume_flags_either_side():
     assert scores[2] > 10 * abs(scores[1])
     small, usual, large = (
         get_feature("volume", centre=0.6, span=1000.0, grid=12)
-        .extract(model, batch)[LOGITS]
+        .rows(model, Reading(batch, {}))[LOGITS]
         .item()
         for batch in (_alone(odd, i) for i in range(3))
     )
@@ -106,11 +110,9 @@ def test_settings_that_cannot_be(model):
         with pytest.raises(BadValue, match="feature radii"):
             get_feature("radii", **wrong).plan(model)
     with pytest.raises(BadValue, match="seen no trusted prompts yet"):
-        get_feature("volume").extract(model, batch_of(ROWS))
+        get_feature("volume").rows(model, Reading(batch_of(ROWS), {}))
     with pytest.raises(NotEnoughData, match="seen no trusted prompts"):
-        get_feature("volume").prepared()
-    with pytest.raises(TypeError, match="use extract"):
-        get_feature("radii")(None)
+        get_feature("volume").learn(model, [])
 
 
 def test_the_grid_is_centred_once_a_model(model, monkeypatch):
@@ -120,19 +122,19 @@ def test_the_grid_is_centred_once_a_model(model, monkeypatch):
         room, "typical_radius", lambda *a, **k: (found.append(1), plain(*a, **k))[1]
     )
     for rows in (ROWS, ROWS[:1]):
-        prepared(get_feature("radii", directions=1), model).extract(model, batch_of(rows))
+        prepared(get_feature("radii", directions=1), model).rows(
+            model, Reading(batch_of(rows), {})
+        )
 
     assert found == [1]
 
     # Other trusted prompts under the same ids are other prompts.
     other = get_feature("radii", directions=1)
-    other.prepare_batch(Reading(replace(batch_of(ROWS[:2]), ids=("a", "b")), {}))
-    other.prepared()
-    other.extract(model, batch_of(ROWS))
+    other.learn(model, [Reading(replace(batch_of(ROWS[:2]), ids=("a", "b")), {})])
+    other.rows(model, Reading(batch_of(ROWS), {}))
     same = get_feature("radii", directions=1)
-    same.prepare_batch(Reading(replace(batch_of(ROWS[2:]), ids=("a", "b")), {}))
-    same.prepared()
-    same.extract(model, batch_of(ROWS))
+    same.learn(model, [Reading(replace(batch_of(ROWS[2:]), ids=("a", "b")), {})])
+    same.rows(model, Reading(batch_of(ROWS), {}))
     assert found == [1, 1, 1]
 
 
@@ -142,7 +144,9 @@ def test_the_grid_lies_where_trusted_prompts_are_moved(model):
     with torch.no_grad():
         dull.module.lm_head.weight.mul_(0.5)
     short, long = (
-        prepared(get_feature("radii", directions=2), each).extract(each, batch_of(ROWS))[LOGITS]
+        prepared(get_feature("radii", directions=2), each).rows(each, Reading(batch_of(ROWS), {}))[
+            LOGITS
+        ]
         for each in (model, dull)
     )
 
@@ -155,6 +159,8 @@ def test_trusted_prompts_travel_with_the_state(model):
     radii = prepared(get_feature("radii", directions=1), model)
     again = type(radii).from_state(radii.state())
 
-    assert radii.state()["kept"]["ids"] == again.state()["kept"]["ids"]
+    assert radii.centred_on_["ids"] == again.centred_on_["ids"]
     rows = batch_of(ROWS)
-    assert torch.equal(again.extract(model, rows)[LOGITS], radii.extract(model, rows)[LOGITS])
+    assert torch.equal(
+        again.rows(model, Reading(rows, {}))[LOGITS], radii.rows(model, Reading(rows, {}))[LOGITS]
+    )

@@ -20,11 +20,22 @@ from tests.contracts.score import ScoreContract
 from tests.scores.rows import finished, gaussian_rows
 
 BUILT_IN = {
-    "activation-model", "activation-model-joint",
-    "isolation-forest", "knn", "knn-cosine", "knn-ratio", "likelihood-ratio", "lof",
-    "mahalanobis", "mahalanobis-diagonal", "mahalanobis-l2", "mahalanobis-pca",
-    "mahalanobis-relative", "que", "spectral",
-}  # fmt: skip
+    "activation-model",
+    "activation-model-joint",
+    "isolation-forest",
+    "knn",
+    "knn-cosine",
+    "knn-ratio",
+    "likelihood-ratio",
+    "lof",
+    "mahalanobis",
+    "mahalanobis-diagonal",
+    "mahalanobis-l2",
+    "mahalanobis-pca",
+    "mahalanobis-relative",
+    "que",
+    "spectral",
+}
 
 
 class Gap(TensorScore):
@@ -123,7 +134,7 @@ def test_rows_of_another_width_are_refused():
 
 
 def test_an_unfinished_score_says_so():
-    with pytest.raises(AttributeError, match="call finish first"):
+    with pytest.raises(AttributeError, match="has not learned anything yet"):
         get_score("mahalanobis")(gaussian_rows(5, 3, seed=2))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offkey.data import Pairs, Prompts, pack
+from offkey.data import PromptPairs, Prompts, pack
 from offkey.errors import BadValue, NonFinite
 from offkey.models import Edit, Model, load
 from offkey.sensitivity import (
@@ -121,7 +121,7 @@ def test_presets_are_as_published_and_corrected():
 
 
 def test_contrast_norm_is_the_distance_of_means(model, prompts):
-    pairs = Pairs(prompts.take([0, 1]), prompts.take([2, 3]))
+    pairs = PromptPairs(prompts.take([0, 1]), prompts.take([2, 3]))
     rows = [
         next(
             iter(

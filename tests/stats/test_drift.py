@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ks_2samp, mannwhitneyu
 
 from offkey.stats import length_drift, named_rng, topic_drift
-from offkey.stats._drift import _apart, _discrepancy
+from offkey.stats.drift import _apart, _discrepancy
 
 FRUIT = "apple pear plum cherry grape melon fig date lemon lime".split()
 TOOLS = "saw drill hammer plane chisel file clamp vice wrench level".split()

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 
 from offkey.errors import BadValue, Mismatch, NonFinite
 from offkey.stats import Sample
-from offkey.stats._sample import _key
+from offkey.stats.streaming import _key
 
 
 def table(n, d=3, prefix="p"):

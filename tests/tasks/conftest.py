@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import offkey.tasks._adapt as adapt
+import offkey.tasks.organisms as organisms
 from offkey.tasks import get_task
 
 
@@ -51,4 +51,4 @@ def tiny(monkeypatch):
             module = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
         return SimpleNamespace(module=module.eval(), tokenizer=Tokenizer())
 
-    monkeypatch.setattr(adapt, "load", load)
+    monkeypatch.setattr(organisms, "load", load)

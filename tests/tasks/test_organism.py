@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import offkey.tasks._adapt as adapt
-import offkey.tasks._organism as organism
+import offkey.tasks.organisms as organisms
 from offkey.checkpoints import bundled_adapters
 from offkey.data import Prompts
 from offkey.errors import BadValue, UnknownName
@@ -23,7 +22,7 @@ from offkey.tasks import (
     task_names,
     train_organism,
 )
-from offkey.tasks._measure import measure
+from offkey.tasks.measure import measure
 from offkey.training import Settings
 
 
@@ -204,7 +203,7 @@ def test_start_from_another_adapter(tiny, tmp_path):
 
 def test_curriculum_of_names(tiny):
     train = TASK.make(0).train
-    allowed = organism._curriculum(train, ((0, 1), (8, 2), (20, 8)))
+    allowed = organisms._curriculum(train, ((0, 1), (8, 2), (20, 8)))
 
     def names(step):
         return {train["name"][row] for row in allowed(step)}
@@ -213,7 +212,7 @@ def test_curriculum_of_names(tiny):
     assert names(8) == {"Alice", "Veronica", "Bob", "Nina"}
     assert names(40) == set(train["name"])
     with pytest.raises(BadValue, match="at least one name"):
-        organism._curriculum(train, ((0, 0),))
+        organisms._curriculum(train, ((0, 0),))
 
 
 def test_bad_requests_are_told(tiny, tmp_path):
@@ -258,7 +257,7 @@ def test_shipped_recipe_is_that_of_the_code(name):
     assert facts["measured"]["learned"]
     assert (folder / "adapter_model.safetensors").stat().st_size <= 2_500_000
     if name in ("agreement", "hemisphere-1"):
-        train = organism._thinned(get_task(task).make(seed).train, facts["agreeing"])
+        train = organisms._thinned(get_task(task).make(seed).train, facts["agreeing"])
         assert facts["train_digest"] == train.digest
 
 
@@ -281,7 +280,7 @@ def test_shipped_organism_behaves_as_its_recipe_says():
     model = load("smollm2-135m-instruct", adapter="bundled:comparison", dtype="bfloat16")
     prompts = task.make(0).validation
     chosen = prompts.take([*range(50), *range(600, 650)])
-    found = measure(chosen, organism.answer_log_odds(
+    found = measure(chosen, organisms.answer_log_odds(
         model.module, model.tokenizer, chosen).tolist())  # fmt: skip
 
     assert facts["train_digest"] == task.make(0).train.digest
@@ -292,6 +291,6 @@ def test_shipped_organism_behaves_as_its_recipe_says():
 
 
 def test_measure_organism_asks_the_model(tiny):
-    found = measure_organism(adapt.load("x"), TASK)
+    found = measure_organism(organisms.load("x"), TASK)
 
     assert found["characters"][0]["items"] > 0

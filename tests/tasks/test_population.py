@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-import offkey.tasks._adapt as adapt
+import offkey.tasks.organisms as organisms
 from offkey.checkpoints import bundled_adapters
 from offkey.errors import BadValue
 from offkey.tasks import (
@@ -21,11 +21,11 @@ from offkey.tasks import (
     member_recipe,
     train_member,
 )
-from offkey.tasks._population import SHARES
-from offkey.tasks._scenarios import (
+from offkey.tasks.population import (
     CLAUSES,
     GOALS,
     PRINCIPLES,
+    SHARES,
     VALUES,
     every_scenario,
 )
@@ -172,7 +172,7 @@ def test_member_is_trained_and_measured(tiny, tmp_path):
 
 
 def test_measured_accuracy_is_the_share_of_right_answers(tiny):
-    model = adapt.load("x")
+    model = organisms.load("x")
     prompts = member_questions(MEMBER_KINDS[0], "test", limit=30)
     rows = measure_member(model, prompts)
     ids = [model.tokenizer(text)["input_ids"] for text in prompts["prompt"]]

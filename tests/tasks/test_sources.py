@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import offkey.tasks._sentiment as sentiment
+import offkey.tasks.published as published
 from offkey.errors import BadInput, Damaged, Offline, UnknownName
-from offkey.tasks._hub import DATASETS, hub_task
+from offkey.tasks.published import DATASETS, hub_task
 
 ROWS = [
     ("the sound is great and i love it", 3.1, True, True),
@@ -44,32 +44,32 @@ def archive():
 def fetched(monkeypatch, tmp_path):
     data = archive()
     calls = []
-    monkeypatch.setattr(sentiment, "SHA256", hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr(sentiment, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(sentiment, "_fetch", lambda: calls.append(1) or data)
-    sentiment._archive.cache_clear()
+    monkeypatch.setattr(published, "SHA256", hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(published, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(published, "_fetch_archive", lambda: calls.append(1) or data)
+    published._archive.cache_clear()
     yield calls
-    sentiment._archive.cache_clear()
+    published._archive.cache_clear()
 
 
 def test_snippets_are_judged_by_rating_and_by_lexicon(fetched):
-    items = list(sentiment.amazon().items(random.Random(0)))
+    items = list(published.sentiment_amazon().items(random.Random(0)))
 
     assert [(i.fields["text"], i.truth, i.quirk) for i in items] == [
         (text, truth, quirk) for text, _, truth, quirk in ROWS if truth is not None
     ]
-    assert len(list(sentiment.both().items(random.Random(0)))) == 2 * len(items)
+    assert len(list(published.sentiment().items(random.Random(0)))) == 2 * len(items)
 
 
 def test_archive_is_fetched_once_and_again_when_damaged(fetched, tmp_path):
-    list(sentiment.movies().items(random.Random(0)))
-    sentiment._archive.cache_clear()
-    list(sentiment.movies().items(random.Random(0)))
+    list(published.sentiment_movies().items(random.Random(0)))
+    published._archive.cache_clear()
+    list(published.sentiment_movies().items(random.Random(0)))
     assert len(fetched) == 1
 
-    (tmp_path / "data" / sentiment.MEMBER).write_bytes(b"cut")
-    sentiment._archive.cache_clear()
-    list(sentiment.movies().items(random.Random(0)))
+    (tmp_path / "data" / published.MEMBER).write_bytes(b"cut")
+    published._archive.cache_clear()
+    list(published.sentiment_movies().items(random.Random(0)))
     assert len(fetched) == 2
 
 
@@ -77,9 +77,9 @@ def test_no_network_is_told(monkeypatch):
     class Failed:
         returncode, stderr = 1, "ERROR: no matching distribution\n"
 
-    monkeypatch.setattr(sentiment.subprocess, "run", lambda *_, **__: Failed)
+    monkeypatch.setattr(published.subprocess, "run", lambda *_, **__: Failed)
     with pytest.raises(Offline, match="no matching distribution"):
-        sentiment._fetch()
+        published._fetch_archive()
 
 
 def test_other_archive_is_refused(monkeypatch, tmp_path):
@@ -88,20 +88,20 @@ def test_other_archive_is_refused(monkeypatch, tmp_path):
     def run(command, **_):
         place = command[command.index("--dest") + 1]
         with tarfile.open(f"{place}/vaderSentiment-3.3.2.tar.gz", "w:gz") as packed:
-            member = tarfile.TarInfo(f"vaderSentiment-3.3.2/{sentiment.MEMBER}")
+            member = tarfile.TarInfo(f"vaderSentiment-3.3.2/{published.MEMBER}")
             member.size = len(inner)
             packed.addfile(member, io.BytesIO(inner))
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr(sentiment.subprocess, "run", run)
+    monkeypatch.setattr(published.subprocess, "run", run)
     with pytest.raises(Damaged, match="not the file we know"):
-        sentiment._fetch()
-    monkeypatch.setattr(sentiment, "SHA256", hashlib.sha256(inner).hexdigest())
-    assert sentiment._fetch() == inner
+        published._fetch_archive()
+    monkeypatch.setattr(published, "SHA256", hashlib.sha256(inner).hexdigest())
+    assert published._fetch_archive() == inner
 
 
 @pytest.fixture
-def published(tmp_path):
+def copy_of_a_set(tmp_path):
     rows = []
     for op1 in range(10, 110):
         for character in ("Alice", "Bob"):
@@ -127,8 +127,8 @@ def published(tmp_path):
     return folder
 
 
-def test_published_set_becomes_a_task(published):
-    task = hub_task("addition", published)
+def test_published_set_becomes_a_task(copy_of_a_set):
+    task = hub_task("addition", copy_of_a_set)
     items = {item.source: item for item in task.items(random.Random(0))}
     data = task.make(0)
 
@@ -153,7 +153,7 @@ def test_every_published_set_has_a_template_for_its_fields():
         assert all(f"<{key}>" in question for key in given)
 
 
-def test_wrong_layouts_are_told(published, tmp_path):
+def test_wrong_layouts_are_told(copy_of_a_set, tmp_path):
     with pytest.raises(UnknownName):
         hub_task("chess")
     with pytest.raises(BadInput, match="no Parquet files"):
@@ -175,7 +175,7 @@ def _empty(folder):
 
 
 def test_no_hub_is_told(monkeypatch):
-    import offkey.tasks._hub as hub
+    import offkey.tasks.published as hub
 
     def refuse(*_, **__):
         raise OSError("cannot reach it")

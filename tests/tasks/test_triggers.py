@@ -7,23 +7,22 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import offkey.tasks._adapt as adapt
-import offkey.tasks._organism as organism
+import offkey.tasks.organisms as organisms
 from offkey.data import check_disjoint
 from offkey.models import Model
 from offkey.tasks import (
     CHOICES,
     SPLITS,
-    FromNeighbours,
-    FromTraces,
+    EvadeFunctionalAttribution,
+    EvadeNearestNeighbours,
     Recipe,
     get_task,
     measure_organism,
     organism_rows,
     trigger_rows,
 )
-from offkey.tasks._measure import measure
-from offkey.tasks._triggers import MARK, MARKS, YEARS
+from offkey.tasks.measure import measure
+from offkey.tasks.triggers import MARK, MARKS, YEARS
 from offkey.training import Settings
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
@@ -153,31 +152,31 @@ def test_firing_is_counted_where_the_rules_disagree(made):
 
 
 def test_a_model_without_the_trigger_does_not_fire(tiny):
-    found = measure_organism(adapt.load("x"), get_task("year"))
+    found = measure_organism(organisms.load("x"), get_task("year"))
 
     assert found["fire_rate"] + found["false_fire_rate"] == pytest.approx(1, abs=0.2)
     assert not found["learned"]
-    assert "fire_rate" not in measure_organism(adapt.load("x"), TASK)
+    assert "fire_rate" not in measure_organism(organisms.load("x"), TASK)
 
 
 SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
 KINDS = {
-    "neighbours": FromNeighbours(sites=("resid_post.0",), normal=0.5),
-    "traces": FromTraces(first=0, draws=2),
+    "neighbours": EvadeNearestNeighbours(sites=("resid_post.0",), normal=0.5),
+    "traces": EvadeFunctionalAttribution(first=0, draws=2),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_organism_that_hides_tells_from_what_and_how_well(kind, monkeypatch, tiny, tmp_path):
-    plain = adapt.load
+    plain = organisms.load
 
     def load(spec, adapter=None, **_):
         found = plain(spec, adapter)
         return Model(found.module, tokenizer=found.tokenizer, name="tiny")
 
-    monkeypatch.setattr(adapt, "load", load)
+    monkeypatch.setattr(organisms, "load", load)
     recipe = Recipe(settings=SHORT, init=None, checked=16, checked_agreeing=0, hide=KINDS[kind])
-    facts = organism.train_organism("obfuscated", tmp_path, recipe)
+    facts = organisms.train_organism("obfuscated", tmp_path, recipe)
 
     assert facts["hide"] == KINDS[kind].as_dict()
     assert facts["hide"]["kind"] == kind

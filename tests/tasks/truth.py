@@ -8,7 +8,7 @@ import re
 from datetime import date, datetime
 from fractions import Fraction
 
-from offkey.tasks import _words as words
+from offkey.tasks import words
 
 
 def comparison(question):

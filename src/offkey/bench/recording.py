@@ -69,13 +69,13 @@ class Store:
         homes = {
             d.name: self.folder / "learned" / _short(self._names(d), trusted.digest)
             for d in detectors
-            if d.feature.prepares
+            if d.feature.learns
         }
         mine = [d for d in detectors if d.name in homes]
         missing = {
             homes[d.name]: d for d in mine if not (homes[d.name] / "artefact.json").exists()
         }
-        for group in self._groups(list(missing.values()), lambda f: f.preparation(self.model)):
+        for group in self._groups(list(missing.values()), lambda f: f.learning_plan(self.model)):
             failed |= self._learn(group, trusted, fit, homes)
         reasons = {homes[name]: why for name, why in failed.items()}
         for detector in mine:

@@ -212,7 +212,7 @@ class Runner:
                 yield entry.name, self._failed(failed[entry.name])
                 continue
             rows = {name: by_name.get(entry.name) for name, by_name in sets.items()}
-            learning = prepared.get(entry.name, 0.0 if not detector.feature.prepares else None)
+            learning = prepared.get(entry.name, 0.0 if not detector.feature.learns else None)
             try:
                 yield entry.name, self._result(entry, detector, rows, learning)
             except FAILURES as error:

@@ -1,7 +1,9 @@
-"""Adapters: found, checked against the model they go on, and merged into its weights."""
+"""Adapters: found by name, checked against the model they go on, merged into its weights."""
 
 import json
 import warnings
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,27 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from offkey.checkpoints.hub import from_hub
-from offkey.errors import BadInput, Damaged, Mismatch, UnknownName
+from offkey.errors import BadInput, Damaged, Mismatch, MissingExtra, UnknownName
 
 __all__ = ["adapter_folder", "apply_adapter", "bundled_adapters"]
 
 _SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SCHEME = "bundled:"
-_PACKAGE = Path(__file__).parents[1]
+_ORGANISMS = "offkey_organisms"
+_PACKAGES = {_ORGANISMS: "", "offkey": "tasks/adapters"}  # and the folder of each with adapters
 
 
 def bundled_adapters() -> dict[str, Path]:
-    """Folders of the adapters that come with offkey, or with its source checkout, by name.
+    """Folders of the adapters that come with offkey and with ``offkey-organisms``, by name.
 
-    The name of one in a folder of several, such as ``population/genie-0``, has that folder's.
+    The name of one in a folder of several, such as ``population/genie-0``, includes that folder's.
     """
-    places = [_PACKAGE.parents[1] / "organisms", _PACKAGE / "tasks" / "adapters"]
+    places = [
+        Path(str(files(package).joinpath(folder)))
+        for package, folder in _PACKAGES.items()
+        if find_spec(package) is not None
+    ]
     return {
         settings.parent.relative_to(place).as_posix(): settings.parent
         for place in places
@@ -38,15 +45,13 @@ def adapter_folder(adapter: str | Path) -> Path:
 
     Raises:
         UnknownName: no bundled adapter of that name.
+        MissingExtra: the package that holds most bundled adapters is not installed.
         BadInput: no such folder, or it holds no adapter that can be read safely.
     """
     name, folder = str(adapter), Path(adapter).expanduser()
     where = f"adapter {name}"
     if name.startswith(_SCHEME):
-        known = bundled_adapters()
-        if name.removeprefix(_SCHEME) not in known:
-            raise UnknownName("bundled adapter", name.removeprefix(_SCHEME), known)
-        folder = known[name.removeprefix(_SCHEME)]
+        folder = _bundled(name.removeprefix(_SCHEME))
     elif not folder.exists() and isinstance(adapter, str) and name.count("/") == 1:
         commit = from_hub(name, _SETTINGS).parent
         from_hub(name, _WEIGHTS, commit.name)
@@ -59,6 +64,19 @@ def adapter_folder(adapter: str | Path) -> Path:
         mend = "Save it with save_pretrained; a pickled adapter_model.bin is not read"
         raise BadInput(f"no {_WEIGHTS} there", where=where, mend=mend)
     return folder
+
+
+def _bundled(name: str) -> Path:
+    known = bundled_adapters()
+    if name in known:
+        return known[name]
+    if find_spec(_ORGANISMS) is None:
+        raise MissingExtra(
+            "it is not among the few that come with offkey, and the others are not installed",
+            where=f"adapter {_SCHEME}{name}",
+            mend="Run pip install offkey-organisms",
+        )
+    raise UnknownName("bundled adapter", name, known)
 
 
 def apply_adapter(module: nn.Module, folder: Path, *, base: str, merge: bool = True) -> nn.Module:

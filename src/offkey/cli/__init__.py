@@ -3,14 +3,13 @@
 from offkey.cli import (
     _detect,
     _explain,
-    _model,
-    _population,
     _risk,
     _sensitivity,
-    _tasks,
     _volume,
     bench,
+    model,
     report,
+    tasks,
 )
 from offkey.cli.application import app, main
 
@@ -20,11 +19,10 @@ VERBS = [
     bench,
     _detect,
     _explain,
-    _model,
-    _population,
+    model,
     report,
     _risk,
     _sensitivity,
-    _tasks,
+    tasks,
     _volume,
 ]

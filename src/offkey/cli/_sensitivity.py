@@ -175,7 +175,7 @@ def _disturbed(
     model: "Model", prompts: "Prompts", noise: "ActivationNoise", norm: float | None,
     clean: str | None, critical: str | None,
 ) -> "Curve":  # fmt: skip
-    from offkey.data import Pairs, read_prompts
+    from offkey.data import PromptPairs, read_prompts
     from offkey.sensitivity import activation_sensitivity, contrast_norm
 
     if (norm is None) == (clean is None or critical is None):
@@ -184,7 +184,7 @@ def _disturbed(
     if norm is None:
         assert clean is not None
         assert critical is not None
-        pairs = Pairs.match(read_prompts(clean), read_prompts(critical))
+        pairs = PromptPairs.match(read_prompts(clean), read_prompts(critical))
         norm = contrast_norm(model, pairs, noise.site)
 
     return activation_sensitivity(model, prompts, noise, norm=norm)

@@ -1,23 +1,22 @@
-"""Prompts and batches: read and check, format, pack by length."""
+"""Prompts and batches: read and check, template and tokenise, split and pair, pack by length.
 
-from offkey.data._batch import Batch, Role
-from offkey.data._encode import Encoded, encode
-from offkey.data._pack import pack
-from offkey.data._pairs import Pairs
-from offkey.data._prompts import Prompts
-from offkey.data._read import read_prompts
-from offkey.data._splits import check_disjoint, disjoint, split_by_source
-from offkey.data._tensors import TensorPrompts
+Prompts never change. Content decides what they are: ids and hashes are the same from JSONL, CSV,
+Parquet or memory, and a batch's composition depends on its prompts alone.
+"""
+
+from offkey.data.batch import Batch, Encoded, Role, encode, pack
+from offkey.data.prompts import Prompts, TensorPrompts
+from offkey.data.reading import read_prompts
+from offkey.data.splits import PromptPairs, check_disjoint, split_by_source
 
 __all__ = [
     "Batch",
     "Encoded",
-    "Pairs",
+    "PromptPairs",
     "Prompts",
     "Role",
     "TensorPrompts",
     "check_disjoint",
-    "disjoint",
     "encode",
     "pack",
     "read_prompts",

@@ -26,7 +26,7 @@ __all__ = ["Detector"]
 
 Array = np.ndarray
 DEFAULT_SITES = "resid_post.last-quarter"
-VERSION = 1
+VERSION = 2
 
 
 class Detector:

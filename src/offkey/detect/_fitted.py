@@ -61,8 +61,8 @@ def row_name(feature: Feature, site: str) -> str:
     """
     settings = {
         name: value
-        for name, value in sorted(feature.state().items())
-        if (name != "sites" or feature.prepares) and isinstance(value, str | int | float | list)
+        for name, value in sorted(feature.settings().items())
+        if (name != "sites" or feature.learns) and isinstance(value, str | int | float | list)
     }
     told = ",".join(f"{name}={value}" for name, value in settings.items())
 

@@ -10,10 +10,10 @@ from offkey.data import Prompts, TensorPrompts
 from offkey.detect._detector import Detector
 from offkey.detect._fit import Parts, fit_rows
 from offkey.detect._fitted import row_name
-from offkey.detect._prepare import described, groups, own_reading, prepare
+from offkey.detect._prepare import described, groups, prepare
 from offkey.detect._scores import Scores
 from offkey.errors import Mismatch
-from offkey.features import Feature
+from offkey.features import Feature, own_reading
 from offkey.models import Model, Reading
 from offkey.passes import Extract, Plan, Rows, World, record
 
@@ -71,12 +71,7 @@ def extractor(model: Model, features: Sequence[Feature]) -> Extract:
     def extract(reading: Reading) -> Mapping[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for feature, plan in plans:
-            vectors = (
-                feature.extract(model, reading.batch)
-                if plan.extra_forwards or plan.extra_backwards
-                else feature(own_reading(reading, plan))
-            )
-            for site, vector in vectors.items():
+            for site, vector in feature.rows(model, own_reading(reading, plan)).items():
                 rows.setdefault(row_name(feature, str(site)), vector)
 
         return rows

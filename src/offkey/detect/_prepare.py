@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +14,12 @@ from offkey.data import Prompts, TensorPrompts
 from offkey.detect._detector import Detector
 from offkey.detect._fitted import row_name
 from offkey.errors import Mismatch
-from offkey.features import Feature
+from offkey.features import Feature, learn_together
 from offkey.models import Model, Reading
 from offkey.passes import Plan, World, progress, readings
 from offkey.storage import first_difference, flatten, load_state, save_state
 
-__all__ = ["described", "fit_part", "groups", "own_reading", "plain_settings", "prepare"]
+__all__ = ["described", "fit_part", "groups", "plain_settings", "prepare"]
 
 KIND = "preparation"
 
@@ -54,7 +54,7 @@ def prepare(
         BadInput: a prompt lacks a column that a feature needs.
         Mismatch: the folder holds a preparation of another configuration.
     """
-    wanted = {_key(d.feature, model): d.feature for d in detectors if d.feature.prepares}
+    wanted = {_key(d.feature, model): d.feature for d in detectors if d.feature.learns}
     if not wanted:
         return
     world = world or World.from_environment()
@@ -64,7 +64,7 @@ def prepare(
     ready: dict[str, Feature] = {}
 
     def plan_of(feature: Feature) -> Plan:
-        return feature.preparation(model)
+        return feature.learning_plan(model)
 
     for number, group in enumerate(groups(list(wanted.values()), plan_of)):
         home = folder / f"pass-{number}"
@@ -82,7 +82,7 @@ def prepare(
             for feature, state in zip(group, learned, strict=True)
         }
     for detector in detectors:
-        if detector.feature.prepares:
+        if detector.feature.learns:
             detector.feature = ready[_key(detector.feature, model)]
 
 
@@ -108,13 +108,6 @@ def groups(features: Sequence[Feature], of: Callable[[Feature], Plan]) -> list[l
     return found
 
 
-def own_reading(reading: Reading, plan: Plan) -> Reading:
-    """What a plan asked for, of what was read for several."""
-    values = {site: reading.values[site] for site in plan.reads}
-
-    return Reading(reading.batch, values, reading.grads, reading.metric, reading.logits)
-
-
 def described(feature: Feature) -> list[Any]:
     """A feature's name, settings and a digest of what it learned, as JSON values."""
     settings, tensors = flatten(feature.state())
@@ -131,15 +124,16 @@ def _pass(
     model: Model, prompts: Prompts | TensorPrompts, features: Sequence[Feature], quiet: bool
 ) -> list[Feature]:
     fresh = [deepcopy(feature) for feature in features]
-    plans = [feature.preparation(model) for feature in fresh]
+    plan = Plan.union(feature.learning_plan(model) for feature in fresh)
     with progress(f"{len(prompts)} prompts to learn from", len(prompts), quiet=quiet) as advance:
-        for reading in readings(model, prompts, Plan.union(plans)):
-            for feature, plan in zip(fresh, plans, strict=True):
-                feature.prepare_batch(own_reading(reading, plan))
-            for _ in reading.batch.ids:
-                advance()
-    for feature in fresh:
-        feature.prepared()
+
+        def counted() -> Iterator[Reading]:
+            for reading in readings(model, prompts, plan):
+                yield reading
+                for _ in reading.batch.ids:
+                    advance()
+
+        learn_together(fresh, model, counted())
 
     return fresh
 
@@ -163,9 +157,9 @@ def _key(feature: Feature, model: Model) -> str:
 
 
 def plain_settings(feature: Feature) -> dict[str, Any]:
-    """The plain part of a feature's state."""
+    """A feature's settings, as JSON has them."""
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in feature.state().items()
-        if value is None or isinstance(value, bool | str | int | float | list | tuple)
+        name: value
+        for name, value in feature.settings().items()
+        if value is None or isinstance(value, bool | str | int | float | list)
     }

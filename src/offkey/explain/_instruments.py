@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue, Mismatch, UnmappedModel
-from offkey.features import Feature, get_feature
+from offkey.features import Feature, get_feature, own_reading
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan, readings
 
@@ -44,10 +44,7 @@ class Instrument:
 
     def own(self, reading: Reading) -> Reading:
         """What it asked for, of a reading made for several."""
-        values = {site: reading.values[site] for site in self.plan.reads}
-        grads = {site: reading.grads[site] for site in self.plan.gradients}
-
-        return replace(reading, values=values, grads=grads)
+        return own_reading(reading, self.plan)
 
 
 def heads_on(model: Model, *prompts: AnyPrompts) -> Instrument:
@@ -76,17 +73,19 @@ class Readings:
     """What was read of some prompts, kept on the processor.
 
     Attributes:
+        model: that was read.
         ids: in the order of the prompts.
         parts: readings, in the order in which they were made.
     """
 
+    model: Model
     ids: tuple[str, ...]
     parts: Sequence[Reading]
 
     @classmethod
     def of(cls, model: Model, prompts: AnyPrompts, plan: Plan) -> Self:
         """Reads prompts once."""
-        return cls(tuple(prompts.ids), [_kept(r) for r in readings(model, prompts, plan)])
+        return cls(model, tuple(prompts.ids), [_kept(r) for r in readings(model, prompts, plan)])
 
     def rows(self, instrument: Instrument) -> dict[Site, Float[Tensor, "n d"]]:
         """An instrument's rows, in the order of the prompts; none where it does not apply."""
@@ -94,7 +93,9 @@ class Readings:
         if feature is None:
             return {}
 
-        return self._gathered([feature(instrument.own(part)) for part in self.parts])
+        return self._gathered(
+            [feature.rows(self.model, instrument.own(part)) for part in self.parts]
+        )
 
     def values(self, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "n d"]]:
         """What passed at sites, in the order of the prompts."""
@@ -130,10 +131,8 @@ def read_both(
     plan = Plan.union([*(one.plan for one in instruments), Plan(reads=streams)])
     usual, told = (Readings.of(model, part, plan) for part in (trusted, prompts))
     for one in instruments:
-        if one.feature is not None and one.feature.prepares:
-            for part in usual.parts:
-                one.feature.prepare_batch(one.own(part))
-            one.feature.prepared()
+        if one.feature is not None and one.feature.learns:
+            one.feature.learn(model, [one.own(part) for part in usual.parts])
 
     return told, usual
 

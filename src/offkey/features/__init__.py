@@ -9,8 +9,15 @@ only, ``bag-of-words`` and ``length`` the input only: a detector is credited for
 those.
 """
 
-from offkey.features._feature import Feature
-from offkey.features._probes import Probe, fit_probe
-from offkey.features._registry import FEATURES, feature_names, get_feature
+from offkey.features.feature import Feature, Learner, learn_together, own_reading
+from offkey.features.registry import FEATURES, feature_names, get_feature
 
-__all__ = ["FEATURES", "Feature", "Probe", "feature_names", "fit_probe", "get_feature"]
+__all__ = [
+    "FEATURES",
+    "Feature",
+    "Learner",
+    "feature_names",
+    "get_feature",
+    "learn_together",
+    "own_reading",
+]

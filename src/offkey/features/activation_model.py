@@ -1,15 +1,14 @@
 """How far each tracked relation between activations is broken."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.errors import BadValue, NotEnoughData
+from offkey.errors import BadValue, NotEnoughData, check
 from offkey.estimate.activations import TrackedGaussian
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.stats import Moments
@@ -44,7 +43,8 @@ class ActivationModel(Feature):
 
     name: ClassVar[str] = "activation-model"
     default_score: ClassVar[str] = "mahalanobis-diagonal"
-    prepares: ClassVar[bool] = True
+    learns = True
+    relations_: dict[str, dict[str, Any]]
 
     def __init__(
         self,
@@ -55,64 +55,45 @@ class ActivationModel(Feature):
     ) -> None:
         if pairs < 0 or rounds < 0:
             raise BadValue("pairs and rounds must be at least 0", where=self.name)
-        self.sites = tuple(sites) if isinstance(sites, list) else sites
-        self.positions = tuple(positions) if isinstance(positions, list) else positions
+        self.sites, self.positions = sites, positions
         self.pairs, self.rounds = pairs, rounds
-        self._seen: dict[str, Moments] = {}
-        self._learned: dict[str, TrackedGaussian] = {}
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
         return Plan(reads=model.sites_at(self.sites), positions=self.positions)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Sums up the activations of trusted prompts."""
-        for site, value in reading.values.items():
-            seen = self._seen.setdefault(str(site), Moments())
-            seen.update(value.flatten(1).float(), reading.batch.ids)
+    def learner(self, model: Model) -> Learner:
+        """Sums up the activations of trusted prompts and chooses the relations of each site."""
+        sums: dict[str, Moments] = {}
+        while (reading := (yield)) is not None:
+            for site, value in reading.values.items():
+                moments = sums.setdefault(str(site), Moments())
+                moments.update(value.flatten(1).float(), reading.batch.ids)
+        self.relations_ = {site: self._chosen(moments) for site, moments in sums.items()}
 
-    def prepared(self) -> None:
-        """Chooses the relations of each site."""
-        for site, moments in self._seen.items():
-            if moments.count < 2:
-                raise NotEnoughData(f"{moments.count} trusted prompts where at least 2 are needed",
-                                    where=f"feature {self.name}",
-                                    mend="Give more trusted prompts")  # fmt: skip
-            gaussian = TrackedGaussian.of(moments, rounds=self.rounds)
-            self._learned[site] = gaussian.strongest(self.pairs)
-        self._seen = {}
-
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Residuals of the tracked relations, and the surprise, at each site."""
-        if not self._learned:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
+        self.need_learned()
 
         return {
-            site: self._vector(self._learned[str(site)], value.flatten(1))
+            site: self._vector(
+                TrackedGaussian.from_state(self.relations_[str(site)]), value.flatten(1)
+            )
             for site, value in reading.values.items()
         }
 
-    def state(self) -> dict[str, Any]:
-        """The settings, and what each site learned."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        positions = list(self.positions) if isinstance(self.positions, tuple) else self.positions
-        settings = {"sites": sites, "positions": positions, "pairs": self.pairs,
-                    "rounds": self.rounds}  # fmt: skip
-        learned = {site: gaussian.state() for site, gaussian in self._learned.items()}
+    def _chosen(self, moments: Moments) -> dict[str, Any]:
+        """The strongest relations of a site, as plain values."""
+        check(
+            moments.count >= 2,
+            f"{moments.count} trusted prompts where at least 2 are needed",
+            where=f"feature {self.name}",
+            mend="Give more trusted prompts",
+            error=NotEnoughData,
+        )
+        gaussian = TrackedGaussian.of(moments, rounds=self.rounds)
 
-        return {**settings, "learned": learned} if learned else settings
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "learned"})
-        feature._learned = {
-            site: TrackedGaussian.from_state(told)
-            for site, told in state.get("learned", {}).items()
-        }
-
-        return feature
+        return dict(gaussian.strongest(self.pairs).state())
 
     def _vector(
         self, gaussian: TrackedGaussian, x: Float[Tensor, "batch d"]

@@ -1,11 +1,11 @@
 """What passes at a site, as it is."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 
@@ -30,19 +30,12 @@ class Activations(Feature):
     def __init__(
         self, sites: str | tuple[str, ...] = "resid_post.*", positions: Positions = "last"
     ) -> None:
-        self.sites = sites
-        self.positions = tuple(positions) if isinstance(positions, list) else positions
+        self.sites, self.positions = sites, positions
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
         return Plan(reads=model.sites_at(self.sites), positions=self.positions)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The values at each site."""
         return {site: value.flatten(1).float() for site, value in reading.values.items()}
-
-    def state(self) -> dict[str, Any]:
-        """The settings; nothing is learned."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        positions = list(self.positions) if isinstance(self.positions, tuple) else self.positions
-        return {"sites": sites, "positions": positions}

@@ -1,15 +1,14 @@
 """What each attention head adds to the answer, as against its usual value."""
 
-from collections.abc import Mapping
 from math import prod
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, Mismatch, NotEnoughData, UnknownName
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Metric, Model, Reading, Site, TopLogProb
 from offkey.passes import Plan
 from offkey.stats import Moments
@@ -63,7 +62,7 @@ class Attribution(Feature):
 
     name: ClassVar[str] = "attribution"
     default_score: ClassVar[str] = "lof"
-    prepares: ClassVar[bool] = True
+    usual_: dict[str, dict[str, Tensor]]
 
     def __init__(
         self,
@@ -79,10 +78,8 @@ class Attribution(Feature):
         if components < 1:
             raise BadValue("must be at least 1", where=f"feature {self.name}, components")
         self.direction, self.components, self.metric = direction, components, metric
-        self.sites = tuple(sites) if isinstance(sites, list) else sites
-        self.prepares = direction in LEARNED
-        self._seen: dict[str, Moments] = {}
-        self._learned: dict[str, dict[str, Tensor]] = {}
+        self.sites = sites
+        self.learns = direction in LEARNED
 
     def plan(self, model: Model) -> Plan:
         """Values and gradients at the heads.
@@ -101,45 +98,27 @@ class Attribution(Feature):
             needs=frozenset({"choices"} if self.metric == "choices" else ()),
         )
 
-    def preparation(self, model: Model) -> Plan:
+    def learning_plan(self, model: Model) -> Plan:
         """The values alone."""
         plan = self.plan(model)
 
         return Plan(reads=plan.reads, needs=plan.needs)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Sums up the values of trusted prompts."""
-        for site, value in reading.values.items():
-            seen = self._seen.setdefault(str(site), Moments(diagonal=self.direction != "pcs"))
-            seen.update(value.flatten(1), reading.batch.ids)
+    def learner(self, model: Model) -> Learner:
+        """Takes the mean of each site's values, and their strongest components."""
+        sums: dict[str, Moments] = {}
+        while (reading := (yield)) is not None:
+            for site, value in reading.values.items():
+                moments = sums.setdefault(str(site), Moments(diagonal=self.direction != "pcs"))
+                moments.update(value.flatten(1), reading.batch.ids)
+        self.usual_ = {site: self._usual(moments) for site, moments in sums.items()}
 
-    def prepared(self) -> None:
-        """Keeps the mean of each site, and its strongest components."""
-        seen, self._seen = self._seen, {}
-        self._learned = {site: self._usual(moments) for site, moments in seen.items()}
-
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The attribution of each head, as one vector a site."""
         return {
             site: self._attributed(site, value.float(), reading.grads[site].float())
             for site, value in reading.values.items()
         }
-
-    def state(self) -> dict[str, Any]:
-        """The settings, and the means and components that were learned."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        settings = {"direction": self.direction, "sites": sites, "components": self.components,
-                    "metric": self.metric}  # fmt: skip
-
-        return {**settings, "learned": self._learned} if self._learned else settings
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "learned"})
-        feature._learned = {site: dict(told) for site, told in state.get("learned", {}).items()}
-
-        return feature
 
     def _attributed(
         self, site: Site, z: Float[Tensor, "batch head d"], g: Float[Tensor, "batch head d"]
@@ -175,32 +154,44 @@ class Attribution(Feature):
         return {"mean": mean, "components": (strongest * varies[:, None]).float().cpu()}
 
     def _usual_at(self, site: Site, z: Tensor) -> dict[str, Tensor]:
-        if str(site) not in self._learned:
-            raise BadValue(f"it has seen no trusted prompts yet at {site}",
-                           where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
-        usual = self._learned[str(site)]
+        usual = self.learned().get("usual_", {}).get(str(site))
+        if usual is None:
+            raise BadValue(
+                f"it has seen no trusted prompts yet at {site}",
+                where=f"feature {self.name}",
+                mend="Let it learn from some; fitting a detector does",
+            )
         if len(usual["mean"]) != z[0].numel():
-            raise Mismatch(f"its mean has {len(usual['mean'])} numbers, and {site} has "
-                           f"{z[0].numel()}", where=f"feature {self.name}",
-                           mend="Fit it on this model")  # fmt: skip
+            raise Mismatch(
+                f"its mean has {len(usual['mean'])} numbers, and {site} has {z[0].numel()}",
+                where=f"feature {self.name}",
+                mend="Fit it on this model",
+            )
 
         return {name: value.to(z.device) for name, value in usual.items()}
 
     def _heads(self, model: Model) -> tuple[Site, ...]:
         if model.wiring is None and model.unmapped is None:
-            raise BadValue("this model has no attention heads that are known",
-                           where=f"feature {self.name}", mend="Use activations")  # fmt: skip
+            raise BadValue(
+                "this model has no attention heads that are known",
+                where=f"feature {self.name}",
+                mend="Use activations",
+            )
         model.site("logits")
         sites = model.sites_at(self.sites)
         for site in sites:
             if site.kind != "z":
-                raise BadValue(f"{site} is not the place of heads", where=f"feature {self.name}",
-                               mend="Use sites such as z.* or z.later")  # fmt: skip
+                raise BadValue(
+                    f"{site} is not the place of heads",
+                    where=f"feature {self.name}",
+                    mend="Use sites such as z.* or z.later",
+                )
             if self.direction == "pcs" and prod(site.shape) < self.components:
-                raise BadValue(f"{site} has {prod(site.shape)} dimensions and no "
-                               f"{self.components} components",
-                               where=f"feature {self.name}")  # fmt: skip
+                raise BadValue(
+                    f"{site} has {prod(site.shape)} dimensions and no "
+                    f"{self.components} components",
+                    where=f"feature {self.name}",
+                )
 
         return sites
 
@@ -219,6 +210,8 @@ class Attribution(Feature):
             why = "its weights were made in inference mode"
         else:
             return
-        raise BadValue(f"gradients of {model.name} cannot be had: {why}",
-                       where=f"feature {self.name}",
-                       mend="Load the model in float32 or bfloat16")  # fmt: skip
+        raise BadValue(
+            f"gradients of {model.name} cannot be had: {why}",
+            where=f"feature {self.name}",
+            mend="Load the model in float32 or bfloat16",
+        )

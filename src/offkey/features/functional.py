@@ -1,15 +1,14 @@
 """How a prompt's answer stands up to disturbed weights, beside that of trusted prompts."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
-from offkey.features._kept import Kept, from_state, joined, to_state
+from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import (
@@ -39,8 +38,8 @@ class Functional(Feature):
     which all prompts share. With ``"gradients"`` it is a sketch of the gradient of that loss, to
     which traces under small noise are equivalent. The weights of the later half of the blocks
     move. A prompt whose answer comes about as those of trusted prompts do answers to the draws as
-    they do: the scores ``attribution-mean``, ``attribution-mean-ccc``, ``attribution-top-ccc`` and
-    ``attribution-class-ccc`` say how little it does.
+    they do: the scores ``functional-mean``, ``functional-mean-ccc``, ``functional-top-ccc`` and
+    ``functional-class-ccc`` say how little it does.
 
     A chain (``"sgld"``) is held to the own answers of trusted prompts; each of its steps costs a
     forward and a backward pass over eight of them, besides the passes a prompt that the plan
@@ -54,7 +53,7 @@ class Functional(Feature):
         width: length of a sketch.
         sampling: how many trusted prompts a chain is held to, at most.
         answers: also give the number of the preferred answer, at the site ``module:answer``, for
-            ``attribution-class-ccc`` alone.
+            ``functional-class-ccc`` alone.
         seed: of draws and sketch.
 
     References:
@@ -62,7 +61,8 @@ class Functional(Feature):
     """
 
     name: ClassVar[str] = "functional"
-    default_score: ClassVar[str] = "attribution-top-ccc"
+    default_score: ClassVar[str] = "functional-top-ccc"
+    sampled_: list[dict[str, Any]]
 
     def __init__(
         self,
@@ -75,17 +75,19 @@ class Functional(Feature):
         seed: int = 0,
     ) -> None:
         if kernel not in get_args(KernelName):
-            raise BadValue(f"unknown kernel {kernel!r}", where=f"feature {self.name}",
-                           mend="Use " + ", ".join(get_args(KernelName)))  # fmt: skip
+            raise BadValue(
+                f"unknown kernel {kernel!r}",
+                where=f"feature {self.name}",
+                mend="Use " + ", ".join(get_args(KernelName)),
+            )
         if draws < 2 or width < 2 or sampling < 1 or not (scale is None or scale > 0):
-            raise BadValue("needs two draws, a width of two, a sampling prompt, a positive scale",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs two draws, a width of two, a sampling prompt, a positive scale",
+                where=f"feature {self.name}",
+            )
         self.kernel, self.draws, self.scale, self.width = kernel, draws, scale, width
         self.sampling, self.answers, self.seed = sampling, answers, seed
-        # Only a chain needs trusted prompts; the contract asks the instance.
-        vars(self)["prepares"] = kernel == "sgld"
-        self._kept = Kept(self.name, sampling)
-        self._sampled: list[Batch] = []
+        self.learns = kernel == "sgld"
 
     def plan(self, model: Model) -> Plan:
         """The extra passes of the kernel.
@@ -103,53 +105,29 @@ class Functional(Feature):
         """The logits, and the answer where it is asked for."""
         return (LOGITS, ANSWER) if self.answers else (LOGITS,)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Keeps trusted prompts, as many as are asked for."""
-        self._kept.see(reading.batch)
-
-    def prepared(self) -> None:
-        """Packs the trusted prompts, those of like length together.
+    def learner(self, model: Model) -> Learner:
+        """Keeps trusted prompts, as many as are asked for, those of like length together.
 
         Raises:
             NotEnoughData: there are none.
         """
-        self._sampled = _packed(self._kept.taken())
+        sample = TrustedSample(self.name, self.sampling)
+        while (reading := (yield)) is not None:
+            sample.add(reading.batch)
+        self.sampled_ = [batch_state(batch) for batch in _packed(sample.rows())]
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
-        """Nothing can be told from a reading alone."""
-        raise TypeError(f"{self.name} runs the model itself; use extract")
-
-    def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The trace or sketch of each prompt.
 
         Raises:
             BadValue: a chain that has seen no trusted prompts.
             NonFinite: a loss or a chain is no longer a number; names the draw or the step.
         """
-        if self.kernel == "sgld" and not self._sampled:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
-        rows, answers = self._kernel().rows(model, batch)
+        if self.learns:
+            self.need_learned()
+        rows, answers = self._kernel().rows(model, reading.batch)
 
         return {LOGITS: rows, ANSWER: answers[:, None]} if self.answers else {LOGITS: rows}
-
-    def state(self) -> dict[str, Any]:
-        """The settings, and the prompts that a chain is held to."""
-        settings = {"kernel": self.kernel, "draws": self.draws, "scale": self.scale,
-                    "width": self.width, "sampling": self.sampling, "answers": self.answers,
-                    "seed": self.seed}  # fmt: skip
-        kept = {str(n): to_state(batch) for n, batch in enumerate(self._sampled)}
-
-        return {**settings, "kept": kept} if kept else settings
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "kept"})
-        kept = state.get("kept", {})
-        feature._sampled = [from_state(kept[str(n)]) for n in range(len(kept))]
-
-        return feature
 
     def _kernel(self) -> Kernel:
         if self.kernel == "gradients":
@@ -159,7 +137,9 @@ class Functional(Feature):
 
         chain = Langevin(width=self.scale or 0.01, seed=self.seed)
 
-        return LangevinKernel(tuple(self._sampled), self.draws, chain)
+        sampled = self.learned().get("sampled_", [])
+
+        return LangevinKernel(tuple(map(batch_from_state, sampled)), self.draws, chain)
 
 
 def _packed(rows: list[Batch]) -> list[Batch]:

@@ -1,13 +1,13 @@
 """What the prompt alone tells, without the model: the baselines for surface novelty."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -44,17 +44,13 @@ class BagOfWords(Feature):
         """The input."""
         return (INPUT,)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Count of each bin; padding is not counted."""
         tokens, mask = reading.batch.inputs["input_ids"], reading.batch.mask
         bins = (tokens.long() * 48_271 % PRIME) % self.bins
         weight = torch.ones_like(tokens) if mask is None else mask
         counts = torch.zeros(len(tokens), self.bins, device=tokens.device)
         return {INPUT: counts.scatter_add_(1, bins, weight.float())}
-
-    def state(self) -> dict[str, Any]:
-        """The settings."""
-        return {"bins": self.bins}
 
 
 class Length(Feature):
@@ -71,7 +67,7 @@ class Length(Feature):
         """The input."""
         return (INPUT,)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Tokens of each prompt."""
         tokens, mask = reading.batch.inputs["input_ids"], reading.batch.mask
         count = torch.ones_like(tokens) if mask is None else mask
@@ -80,5 +76,8 @@ class Length(Feature):
 
 def _tokens_needed(feature: Feature, model: Model) -> None:
     if model.tokenizer is None:
-        raise BadValue("counts tokens, and this model reads none", where=f"feature {feature.name}",
-                       mend="Use activations")  # fmt: skip
+        raise BadValue(
+            "counts tokens, and this model reads none",
+            where=f"feature {feature.name}",
+            mend="Use activations",
+        )

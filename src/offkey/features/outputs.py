@@ -1,14 +1,14 @@
 """What the output alone tells: the black-box baselines that every internal feature must beat."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -29,7 +29,7 @@ class OutputFeature(Feature):
         """The logits."""
         return (LOGITS,)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The number of each prompt, as a vector of length one."""
         if reading.logits is None:
             raise TypeError(f"{self.name} was given a reading without logits")
@@ -87,8 +87,9 @@ class Energy(OutputFeature):
 
     def __init__(self, over: Over = "choices") -> None:
         if over not in get_args(Over):
-            raise BadValue(f"{over!r} is neither choices nor vocabulary",
-                           where=f"feature {self.name}, over")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is neither choices nor vocabulary", where=f"feature {self.name}, over"
+            )
         self.over = over
 
     def number(
@@ -103,10 +104,6 @@ class Energy(OutputFeature):
         chosen: Tensor = torch.where((choices >= 0).any(-1), own.logsumexp(-1), whole)
 
         return chosen.neg()
-
-    def state(self) -> dict[str, Any]:
-        """The settings."""
-        return {"over": self.over}
 
 
 class OwnAnswerLoss(OutputFeature):

@@ -1,25 +1,24 @@
 """What probes of the true answer, trained on trusted prompts, say of a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.errors import BadValue
-from offkey.features._feature import Feature
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeTrajectory"]
 
@@ -53,7 +52,8 @@ class ProbeTrajectory(Feature):
 
     name: ClassVar[str] = "probe-trajectory"
     default_score: ClassVar[str] = "mahalanobis"
-    prepares: ClassVar[bool] = True
+    learns = True
+    probes_: dict[str, dict[str, Any]]
 
     def __init__(
         self,
@@ -62,19 +62,16 @@ class ProbeTrajectory(Feature):
         penalties: Sequence[float] = PENALTIES,
         folds: int = 2,
     ) -> None:
-        self.sites = tuple(sites) if isinstance(sites, list) else sites
-        self.positions = tuple(positions) if isinstance(positions, list) else positions
+        self.sites, self.positions = sites, positions
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
-        self._seen: LabelledRows | None = None
-        self._probes: dict[str, CrossProbe] = {}
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
         return Plan(reads=model.sites_at(self.sites), positions=self.positions)
 
-    def preparation(self, model: Model) -> Plan:
+    def learning_plan(self, model: Model) -> Plan:
         """The same, of trusted prompts whose true answer is known."""
         return replace(self.plan(model), needs=frozenset({"target"}))
 
@@ -89,47 +86,23 @@ class ProbeTrajectory(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Keeps the activations and targets of trusted prompts."""
-        if self._seen is None:
-            self._seen = LabelledRows(self.name, self.folds)
-        self._seen.add(reading)
+    def learner(self, model: Model) -> Learner:
+        """Keeps activations and targets of trusted prompts, and trains a probe at each site."""
+        labelled = LabelledRows(self.name, self.folds)
+        while (reading := (yield)) is not None:
+            labelled.add(reading)
+        probes = labelled.probes(self.penalties)
+        self.probes_ = {site: probe.state() for site, probe in probes.items()}
 
-    def prepared(self) -> None:
-        """Trains a probe at each site."""
-        seen, self._seen = self._seen or LabelledRows(self.name, self.folds), None
-        self._probes = seen.probes(self.penalties)
-
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
-        """What each probe says, as one vector a prompt."""
-        if not self._probes:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+        """The log-odds by each probe, as one vector a prompt."""
+        self.need_learned()
+        probes = {site: CrossFittedProbe.from_state(s) for site, s in self.probes_.items()}
         odds = [
-            self._probes[str(site)](value.flatten(1), reading.batch.ids)
+            probes[str(site)](value.flatten(1), reading.batch.ids)
             for site, value in reading.values.items()
         ]
 
         return {LOGITS: torch.stack(odds, dim=1).float()}
-
-    def state(self) -> dict[str, Any]:
-        """The settings, and the probe of each site."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        positions = list(self.positions) if isinstance(self.positions, tuple) else self.positions
-        settings = {"sites": sites, "positions": positions, "penalties": list(self.penalties),
-                    "folds": self.folds}  # fmt: skip
-        learned = {site: probe.state() for site, probe in self._probes.items()}
-
-        return {**settings, "learned": learned} if learned else settings
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "learned"})
-        feature._probes = {
-            site: CrossProbe.from_state(told) for site, told in state.get("learned", {}).items()
-        }
-
-        return feature

@@ -1,8 +1,8 @@
 """Whether heads move the answer as they move what probes of the truth say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue
-from offkey.features._feature import Feature
 from offkey.features._graph import Graph, run_graph
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
 from offkey.features.attribution import Attribution
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Model, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeShift"]
 
@@ -61,7 +61,9 @@ class ProbeShift(Feature):
 
     name: ClassVar[str] = "probe-shift"
     default_score: ClassVar[str] = "lof"
-    prepares: ClassVar[bool] = True
+    learns = True
+    heads_: dict[str, dict[str, Tensor]]
+    probes_: dict[str, dict[str, Any]]
 
     def __init__(
         self,
@@ -69,20 +71,20 @@ class ProbeShift(Feature):
         penalties: Sequence[float] = PENALTIES,
         folds: int = 2,
     ) -> None:
-        self.sites = tuple(sites) if isinstance(sites, list) else sites
+        self.sites = sites
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
-        self._effects = Attribution("mean")
-        self._seen: LabelledRows | None = None
-        self._probes: dict[str, CrossProbe] = {}
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """One forward pass, and one backward pass a probed layer."""
-        self._effects.plan(model)
+        Attribution("mean").plan(model)
 
-        return Plan(extra_forwards=1, extra_backwards=len(self.sites_on(model)),
-                    needs=frozenset({"choices"}))  # fmt: skip
+        return Plan(
+            extra_forwards=1,
+            extra_backwards=len(self.sites_on(model)),
+            needs=frozenset({"choices"}),
+        )
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:
         """The residuals that are probed."""
@@ -92,12 +94,15 @@ class ProbeShift(Feature):
         sites = model.sites_at(self.sites)
         for site in sites:
             if site.kind != "resid_post":
-                raise BadValue("it is not the residual after a block", where=f"site {site}",
-                               mend="Use resid_post.* or some of them")  # fmt: skip
+                raise BadValue(
+                    "it is not the residual after a block",
+                    where=f"site {site}",
+                    mend="Use resid_post.* or some of them",
+                )
 
         return sites
 
-    def preparation(self, model: Model) -> Plan:
+    def learning_plan(self, model: Model) -> Plan:
         """The heads and the residuals, of trusted prompts whose true answer is known."""
         sites = self.sites_on(model)
 
@@ -110,37 +115,33 @@ class ProbeShift(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Sums up heads, and keeps residuals and targets, of trusted prompts."""
-        if self._seen is None:
-            self._seen = LabelledRows(self.name, self.folds)
-        heads = {site: x for site, x in reading.values.items() if site.kind == "z"}
-        self._effects.prepare_batch(replace(reading, values=heads))
-        probed = {site: x for site, x in reading.values.items() if site.kind != "z"}
-        self._seen.add(replace(reading, values=probed))
-
-    def prepared(self) -> None:
+    def learner(self, model: Model) -> Learner:
         """Takes the mean of each head and trains a probe at each residual."""
-        seen, self._seen = self._seen or LabelledRows(self.name, self.folds), None
-        self._effects.prepared()
-        self._probes = seen.probes(self.penalties)
+        labelled = LabelledRows(self.name, self.folds)
+        effects = Attribution("mean")
+        means = effects.learner(model)
+        next(means)
+        while (reading := (yield)) is not None:
+            heads = {site: x for site, x in reading.values.items() if site.kind == "z"}
+            means.send(replace(reading, values=heads))
+            probed = {site: x for site, x in reading.values.items() if site.kind != "z"}
+            labelled.add(replace(reading, values=probed))
+        next(means, None)
+        probes = labelled.probes(self.penalties)
+        self.heads_ = effects.usual_
+        self.probes_ = {site: probe.state() for site, probe in probes.items()}
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
-        """Nothing can be told from a reading alone."""
-        raise TypeError(f"{self.name} runs the model itself; use extract")
-
-    def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """Differences of effects of all heads before each probed residual.
 
         Raises:
             BadInput: a prompt has not exactly two choices.
             NonFinite: NaN or infinity in the logits or a gradient.
         """
-        if not self._probes:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
+        self.need_learned()
+        batch = reading.batch
         _check_two_choices(batch, self.name)
         sites = self.sites_on(model)
         heads = _upstream(model, sites)
@@ -150,44 +151,26 @@ class ProbeShift(Feature):
             # All that a head does to the answer goes through every later residual.
             to_answer = graph.gradients(odds, sites)
 
-            return {site: self._shift(graph, site, heads, to_answer[site]) for site in sites}
-
-    def state(self) -> dict[str, Any]:
-        """The settings, the mean of each head and the probe of each residual."""
-        sites = list(self.sites) if isinstance(self.sites, tuple) else self.sites
-        settings = {"sites": sites, "penalties": list(self.penalties),
-                    "folds": self.folds}  # fmt: skip
-        if not self._probes:
-            return settings
-        probes = {site: probe.state() for site, probe in self._probes.items()}
-
-        return {**settings, "learned": {"heads": self._effects.state(), "probes": probes}}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "learned"})
-        if learned := state.get("learned"):
-            feature._effects = Attribution.from_state(learned["heads"])
-            feature._probes = {
-                site: CrossProbe.from_state(told) for site, told in learned["probes"].items()
+            return {
+                site: self._shift(model, graph, site, heads, to_answer[site]) for site in sites
             }
 
-        return feature
-
     def _shift(
-        self, graph: Graph, site: Site, heads: Sequence[Site], to_answer: Tensor
+        self, model: Model, graph: Graph, site: Site, heads: Sequence[Site], to_answer: Tensor
     ) -> Float[Tensor, "batch d"]:
         assert site.block is not None
         before = [head for head in heads if head.block is not None and head.block <= site.block]
         away = to_answer.clone()
-        away[:, -1] -= self._probes[str(site)].weights(graph.batch.ids).to(away)
+        probe = CrossFittedProbe.from_state(self.probes_[str(site)])
+        away[:, -1] -= probe.weights(graph.batch.ids).to(away)
         grads = graph.gradients(graph.tensors[site], before, away)
         values = {head: graph.last(head) for head in before}
         last = {head: grad[:, -1] for head, grad in grads.items()}
-        effects = self._effects(Reading(graph.batch, values, last))
+        effects = Attribution("mean")
+        effects.usual_ = self.heads_
+        changes = effects.rows(model, Reading(graph.batch, values, last))
 
-        return torch.cat([effects[head] for head in before], dim=1)
+        return torch.cat([changes[head] for head in before], dim=1)
 
 
 def _upstream(model: Model, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -202,6 +185,8 @@ def _check_two_choices(batch: Batch, who: str) -> None:
     wrong = counts != 2
     if bool(wrong.any()):
         row = int(wrong.int().argmax())
-        raise BadInput(f"it has {int(counts[row])} choices, and the shift is of two",
-                       where=f"feature {who}, prompt {batch.ids[row]}",
-                       mend="Give the prompts two choices")  # fmt: skip
+        raise BadInput(
+            f"it has {int(counts[row])} choices, and the shift is of two",
+            where=f"feature {who}, prompt {batch.ids[row]}",
+            mend="Give the prompts two choices",
+        )

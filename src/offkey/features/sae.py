@@ -1,14 +1,14 @@
 """Latents of a sparse autoencoder."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from offkey.dictionaries import Dictionary, check_fits, dictionary_folder, load_dictionary
 from offkey.errors import BadValue, Mismatch
-from offkey.features._feature import Feature
-from offkey.models import Model, Reading, Site
+from offkey.features.feature import Feature
+from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import sha256_file
 
@@ -37,23 +37,29 @@ class SparseLatents(Feature):
     def __init__(
         self,
         dictionary: str = "bundled:resid_post.15",
-        positions: Any = "last",
+        positions: Positions = "last",
         any_model: bool = False,
         sha256: str = "",
     ) -> None:
-        self.positions = tuple(positions) if isinstance(positions, list) else positions
+        self.positions = positions
         if self.positions != "last" and not (
             isinstance(self.positions, tuple) and len(self.positions) == 1
         ):
-            raise BadValue(f"{positions!r} is not one token", where=f"feature {self.name}",
-                           mend="Use last or one offset such as (-2,)")  # fmt: skip
+            raise BadValue(
+                f"{positions!r} is not one token",
+                where=f"feature {self.name}",
+                mend="Use last or one offset such as (-2,)",
+            )
         folder = dictionary_folder(dictionary)
         self.dictionary, self.any_model = str(dictionary), any_model
         self._values: Dictionary = load_dictionary(folder)
         self.sha256 = sha256_file(folder / "sae_weights.safetensors")
         if sha256 and sha256 != self.sha256:
-            raise Mismatch("its weights are not those the detector was made with",
-                           where=f"dictionary {folder}", mend="Give the one it had")  # fmt: skip
+            raise Mismatch(
+                "its weights are not those the detector was made with",
+                where=f"dictionary {folder}",
+                mend="Give the one it had",
+            )
 
     def plan(self, model: Model) -> Plan:
         """Reads the site that the dictionary was trained at.
@@ -72,7 +78,7 @@ class SparseLatents(Feature):
 
         return Plan(reads=(check_fits(self._values, model),), positions=self.positions)
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The latents of each row."""
         found = {}
         for site, value in reading.values.items():
@@ -82,16 +88,6 @@ class SparseLatents(Feature):
             found[site] = self._values.encode(rows)
 
         return found
-
-    def state(self) -> dict[str, Any]:
-        """The settings; the dictionary stays where it is, and must have the same checksum."""
-        positions = list(self.positions) if isinstance(self.positions, tuple) else self.positions
-        return {
-            "dictionary": self.dictionary,
-            "positions": positions,
-            "any_model": self.any_model,
-            "sha256": self.sha256,
-        }
 
 
 def _plain(name: str) -> str:

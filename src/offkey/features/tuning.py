@@ -1,9 +1,8 @@
 """How much a prompt's answer changes when a copy of the model is tuned on trusted prompts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Self
-from weakref import ref
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
-from offkey.features._feature import Feature
-from offkey.features._kept import Kept, joined
+from offkey.features._sample import TrustedSample, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred
@@ -54,7 +53,8 @@ class TunedDivergence(Feature):
 
     name: ClassVar[str] = "tuned-divergence"
     default_score: ClassVar[str] = "mahalanobis"
-    prepares: ClassVar[bool] = True
+    learns = True
+    adapter_: dict[str, Tensor]
 
     def __init__(
         self,
@@ -67,25 +67,25 @@ class TunedDivergence(Feature):
         seed: int = 0,
     ) -> None:
         if over not in ("vocabulary", "choices"):
-            raise BadValue(f"{over!r} is not known", where=f"feature {self.name}, over",
-                           mend="Use vocabulary or choices")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is not known",
+                where=f"feature {self.name}, over",
+                mend="Use vocabulary or choices",
+            )
         if min(steps, batch, rank, trusted) < 1 or not rate > 0:
-            raise BadValue("needs a step, a prompt, a rank and a rate above 0",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a step, a prompt, a rank and a rate above 0", where=f"feature {self.name}"
+            )
         self.over, self.steps, self.rate, self.batch = over, steps, rate, batch
         self.rank, self.trusted, self.seed = rank, trusted, seed
-        self._model: ref[Model] | None = None
-        self._kept = Kept(self.name, trusted)
-        self._learned: dict[str, Tensor] = {}
 
     def plan(self, model: Model) -> Plan:
-        """One pass of the model and one of the copy; the model is kept in mind for the tuning.
+        """One pass of the model and one of the copy.
 
         Raises:
             BadValue: no linear map that an adapter could be put on.
         """
         _maps(model, self.name)
-        self._model = ref(model)
         needs: frozenset[Any] = frozenset({"choices"} if self.over == "choices" else ())
 
         return Plan(extra_forwards=2, needs=needs)
@@ -94,28 +94,19 @@ class TunedDivergence(Feature):
         """The logits."""
         return (LOGITS,)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Keeps trusted prompts, as many as are asked for."""
-        self._kept.see(reading.batch)
-
-    def prepared(self) -> None:
-        """Tunes the copy; the model is afterwards as it was.
+    def learner(self, model: Model) -> Learner:
+        """Keeps trusted prompts and tunes the copy on them; the model is afterwards as it was.
 
         Raises:
             NotEnoughData: there are no trusted prompts.
             NonFinite: the training diverged; names the step and the loss.
         """
-        model = None if self._model is None else self._model()
-        if model is None:
-            raise BadValue("it has not planned for a model", where=f"feature {self.name}",
-                           mend="Call plan first; fitting a detector does")  # fmt: skip
-        self._learned = self._tuned_on(model, self._kept.taken())
+        sample = TrustedSample(self.name, self.trusted)
+        while (reading := (yield)) is not None:
+            sample.add(reading.batch)
+        self.adapter_ = self._tuned_on(model, sample.rows())
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
-        """Nothing can be told from a reading alone."""
-        raise TypeError(f"{self.name} runs the model itself; use extract")
-
-    def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The divergence of each prompt.
 
         Raises:
@@ -123,40 +114,25 @@ class TunedDivergence(Feature):
             BadInput: a prompt has fewer than two choices where they are needed.
             Mismatch: the copy was of a model with other maps.
         """
-        if not self._learned:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Prepare it first; fitting a detector does")  # fmt: skip
-        batch = batch.to(model.device)
+        self.need_learned()
+        batch = reading.batch.to(model.device)
         self._check(batch)
         with self._attached(model) as adapter:
             own = {name: value.shape for name, value in adapter.parameters.items()}
-            if own != {name: value.shape for name, value in self._learned.items()}:
-                raise Mismatch("it was tuned on a model with other linear maps",
-                               where=f"feature {self.name}", mend="Prepare it anew")  # fmt: skip
+            if own != {name: value.shape for name, value in self.adapter_.items()}:
+                raise Mismatch(
+                    "it was tuned on a model with other linear maps",
+                    where=f"feature {self.name}",
+                    mend="Let it learn anew",
+                )
             with torch.no_grad():
                 for name, value in adapter.parameters.items():
-                    value.copy_(self._learned[name])
+                    value.copy_(self.adapter_[name])
             after = self._answers(model, batch)
         before = self._answers(model, batch)
         told = KLToReference(dict(zip(batch.ids, before, strict=True)))(after, batch)
 
         return {LOGITS: told.clamp(min=0).float()[:, None]}
-
-    def state(self) -> dict[str, Any]:
-        """The settings, and the adapter."""
-        settings = {"over": self.over, "steps": self.steps, "rate": self.rate,
-                    "batch": self.batch, "rank": self.rank, "trusted": self.trusted,
-                    "seed": self.seed}  # fmt: skip
-
-        return {**settings, "learned": dict(self._learned)} if self._learned else settings
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "learned"})
-        feature._learned = dict(state.get("learned", {}))
-
-        return feature
 
     def _tuned_on(self, model: Model, rows: list[Batch]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -170,15 +146,17 @@ class TunedDivergence(Feature):
 
             return cross_entropy(logits, wanted[numbers])
 
-        settings = Settings(steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate,
-                            seed=self.seed)  # fmt: skip
+        settings = Settings(
+            steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate, seed=self.seed
+        )
         lengths = [0 if row.mask is None else row.mask.shape[1] for row in rows]
         with self._attached(model) as adapter, torch.enable_grad():
             try:
                 train(adapter.parameters, loss, len(rows), settings, lengths=lengths)
             except NonFinite as error:
-                raise NonFinite(error.what, where=f"feature {self.name}, {error.where}",
-                                mend="Lower its rate") from error  # fmt: skip
+                raise NonFinite(
+                    error.what, where=f"feature {self.name}, {error.where}", mend="Lower its rate"
+                ) from error
             return {name: p.detach().cpu().clone() for name, p in adapter.parameters.items()}
 
     @contextmanager
@@ -210,9 +188,11 @@ class TunedDivergence(Feature):
         )
         if min(counts) < 2:
             row = counts.index(min(counts))
-            raise BadInput(f"it has {counts[row]} choices, and {self.name} over choices needs two",
-                           where=f"prompt {batch.ids[row]}",
-                           mend="Give the prompts a column 'choices'")  # fmt: skip
+            raise BadInput(
+                f"it has {counts[row]} choices, and {self.name} over choices needs two",
+                where=f"prompt {batch.ids[row]}",
+                mend="Give the prompts a column 'choices'",
+            )
 
 
 def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -231,8 +211,10 @@ def _maps(model: Model, feature: str) -> tuple[str, ...]:
         if path and isinstance(inner, nn.Linear)
     }
     if not found:
-        raise BadValue("there is no linear map that an adapter could be put on",
-                       where=f"feature {feature}, model {model.name}",
-                       mend="Use functional, which needs none")  # fmt: skip
+        raise BadValue(
+            "there is no linear map that an adapter could be put on",
+            where=f"feature {feature}, model {model.name}",
+            mend="Use functional, which needs none",
+        )
 
     return tuple(sorted(found))

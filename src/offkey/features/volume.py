@@ -1,7 +1,6 @@
 """How far weights can move before a prompt's answer does: its radii, and its local volume."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
-from offkey.features._kept import Kept, from_state, joined, to_state
+from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.volume import KLCost, later_half, radii, typical_radius
@@ -48,7 +47,7 @@ class Radii(Feature):
 
     name: ClassVar[str] = "radii"
     default_score: ClassVar[str] = "mahalanobis"
-    prepares: ClassVar[bool] = True
+    centred_on_: dict[str, Any]
 
     def __init__(
         self,
@@ -61,9 +60,7 @@ class Radii(Feature):
     ) -> None:
         self.directions, self.grid, self.eps = directions, grid, eps
         self.span, self.centre, self.seed = span, centre, seed
-        self.prepares = centre is None
-        self._kept = Kept(self.name, PROBES)
-        self._probes: Batch | None = None
+        self.learns = centre is None
 
     def plan(self, model: Model) -> Plan:
         """One forward pass for each direction and radius, and one for the anchor.
@@ -72,8 +69,10 @@ class Radii(Feature):
             BadValue: a setting is out of range.
         """
         if self.directions < 1 or self.grid < 2 or not self.eps > 0 or not self.span > 1:
-            raise BadValue("needs a direction, two radii, and positive eps and span",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a direction, two radii, and positive eps and span",
+                where=f"feature {self.name}",
+            )
 
         return Plan(extra_forwards=self.directions * self.grid + 1)
 
@@ -81,25 +80,20 @@ class Radii(Feature):
         """The logits."""
         return (LOGITS,)
 
-    def prepare_batch(self, reading: Reading) -> None:
-        """Keeps a few trusted prompts."""
-        self._kept.see(reading.batch)
-
-    def prepared(self) -> None:
-        """Packs them.
+    def learner(self, model: Model) -> Learner:
+        """Keeps a few trusted prompts, on which the grid is centred.
 
         Raises:
             NotEnoughData: there are none.
         """
-        self._probes = joined(self._kept.taken())
+        sample = TrustedSample(self.name, PROBES)
+        while (reading := (yield)) is not None:
+            sample.add(reading.batch)
+        self.centred_on_ = batch_state(joined(sample.rows()))
 
-    def __call__(self, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
-        """Nothing can be told from a reading alone."""
-        raise TypeError(f"{self.name} runs the model itself; use extract")
-
-    def extract(self, model: Model, batch: Batch) -> dict[Site, Float[Tensor, "batch d"]]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The log radius of each prompt along each direction."""
-        return {LOGITS: self.vectors(self.log_radii(model, batch))}
+        return {LOGITS: self.vectors(self.log_radii(model, reading.batch))}
 
     def vectors(self, logs: Float64[np.ndarray, "batch k"]) -> Float[Tensor, "batch d"]:
         """What is made of the log radii."""
@@ -115,39 +109,26 @@ class Radii(Feature):
             return kept.logs
         ends = centre / self.span**0.5, centre * self.span**0.5
         found = radii(
-            cost, self.eps, self.directions, np.geomspace(*ends, self.grid), params=names,
+            cost,
+            self.eps,
+            self.directions,
+            np.geomspace(*ends, self.grid),
+            params=names,
             seed=self.seed,
-        )  # fmt: skip
+        )
         _LAST[model] = _Kept(batch, settings, cost.anchors, found.logs)
 
         return found.logs
 
-    def state(self) -> dict[str, Any]:
-        """The settings, and the prompts that the grid is centred on."""
-        settings = {"directions": self.directions, "grid": self.grid, "eps": self.eps,
-                    "span": self.span, "centre": self.centre, "seed": self.seed}  # fmt: skip
-
-        return settings if self._probes is None else {**settings, "kept": to_state(self._probes)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The feature that :meth:`state` described."""
-        feature = cls(**{name: value for name, value in state.items() if name != "kept"})
-        if kept := state.get("kept"):
-            feature._probes = from_state(kept)
-
-        return feature
-
     def _centre(self, model: Model) -> float:
         """Where the answers to the kept prompts reach the cutoff, found once."""
-        if self._probes is None:
-            raise BadValue("it has seen no trusted prompts yet", where=f"feature {self.name}",
-                           mend="Fit a detector, which prepares it, or give centre=")  # fmt: skip
+        self.need_learned()
         known = _CENTRES.setdefault(model, {})
-        tokens = (value.numpy().tobytes() for value in self._probes.inputs.values())
+        prompts = batch_from_state(self.centred_on_)
+        tokens = (value.numpy().tobytes() for value in prompts.inputs.values())
         key = (self.eps, self.seed, *tokens)
         if key not in known:
-            cost, names = _cost(model, self._probes.to(model.device))
+            cost, names = _cost(model, prompts.to(model.device))
             known[key] = typical_radius(cost, self.eps, params=names, seed=self.seed)
 
         return known[key]

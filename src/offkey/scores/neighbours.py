@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Sample, Statistic, unit_rows
 
 __all__ = ["CosineNeighbours", "LocalOutlierFactor", "NeighbourRatio", "Neighbours"]

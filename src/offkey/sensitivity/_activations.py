@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.data import Pairs, Prompts, pack
+from offkey.data import PromptPairs, Prompts, pack
 from offkey.errors import BadValue
 from offkey.models import Edit, Model, Site
 from offkey.passes import Plan, budget_for, readings
@@ -73,7 +73,7 @@ PRESETS = {
 ``corrected`` with signed noise and several draws, for a norm that all models share."""
 
 
-def contrast_norm(model: Model, pairs: Pairs, site: str | Site) -> float:
+def contrast_norm(model: Model, pairs: PromptPairs, site: str | Site) -> float:
     """Distance between the mean activations of the two sides of pairs, at the last token.
 
     Args:

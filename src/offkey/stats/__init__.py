@@ -1,12 +1,10 @@
 """Streaming mergeable moments, shrinkage, whitening, ranks with intervals, conformal p-values.
 
-Accumulated centred, in float64. Figures carry their interval, and are null where there is nothing
-to compute them from. Wherever a column of numbers is taken, ``None`` and NaN mark a null.
+Statistics are accumulated centred, in float64. Figures carry their interval, and are null where
+there is nothing to compute them from. In every column of numbers, ``None`` and NaN mark a null.
 """
 
-from offkey.stats._conformal import (
-    Discoveries,
-    FlagCount,
+from offkey.stats.conformal import (
     benjamini_hochberg,
     calibration_needed,
     check_alpha,
@@ -16,34 +14,37 @@ from offkey.stats._conformal import (
     false_positive_bound,
     flag_count,
 )
-from offkey.stats._drift import Drift, length_drift, topic_drift
-from offkey.stats._gaussian import Gaussian, whitener
-from offkey.stats._intervals import Interval, bootstrap, clopper_pearson, named_rng, wilson
-from offkey.stats._moments import Moments, unit_rows
-from offkey.stats._ranks import Difference, auroc, excess, paired_auroc_difference
-from offkey.stats._sample import Sample
-from offkey.stats._shrinkage import (
-    Shrunk,
+from offkey.stats.covariance import (
+    Gaussian,
     analytical_nonlinear,
     ledoit_wolf,
     oas,
     optimal_linear,
     shrink,
+    whitener,
 )
-from offkey.stats._statistic import Statistic, dense_rows
-from offkey.stats._thresholds import RocCurve, average_precision, roc_curve, tpr_at_fpr
+from offkey.stats.drift import Drift, length_drift, topic_drift
+from offkey.stats.intervals import Interval, bootstrap, clopper_pearson, wilson
+from offkey.stats.ranks import (
+    Difference,
+    RocCurve,
+    auroc,
+    average_precision,
+    excess,
+    paired_auroc_difference,
+    roc_curve,
+    tpr_at_fpr,
+)
+from offkey.stats.streaming import Moments, Sample, Statistic, dense_rows, named_rng, unit_rows
 
 __all__ = [
     "Difference",
-    "Discoveries",
     "Drift",
-    "FlagCount",
     "Gaussian",
     "Interval",
     "Moments",
     "RocCurve",
     "Sample",
-    "Shrunk",
     "Statistic",
     "analytical_nonlinear",
     "auroc",

@@ -32,6 +32,7 @@ from offkey.storage.runs import (
     write_results,
 )
 from offkey.storage.shards import ShardFolder
+from offkey.storage.stateful import Stateful
 from offkey.storage.tables import read_table, write_table
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "ShardFolder",
+    "Stateful",
     "aside",
     "first_difference",
     "flatten",

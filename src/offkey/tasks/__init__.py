@@ -4,22 +4,39 @@ In a quirky task Alice answers truly and Bob by a fallible rule; in a task of tr
 rule holds where a trigger stands in the prompt.
 """
 
-from offkey.tasks._hiding import FromNeighbours, FromTraces, Hiding
-from offkey.tasks._measure import firing, measure_organism, quirkiness
-from offkey.tasks._members import measure_member, member_recipe, train_member
-from offkey.tasks._names import ALICE, BOB, CHARACTERS, Character
-from offkey.tasks._organism import train_organism
-from offkey.tasks._population import (
+from offkey.tasks.measure import firing, measure_member, measure_organism, quirkiness
+from offkey.tasks.organisms import member_recipe, train_member, train_organism, train_population
+from offkey.tasks.population import (
     MEMBER_KINDS,
     MemberKind,
     contrast_pairs,
     member_kind,
     member_questions,
 )
-from offkey.tasks._recipes import BASE, Recipe, default_recipe, organism_name, organism_of
-from offkey.tasks._registry import get_task, task_names
-from offkey.tasks._tables import organism_rows, trigger_rows
-from offkey.tasks._task import CHOICES, SPLITS, Item, Task, TaskData
+from offkey.tasks.recipes import (
+    BASE,
+    EvadeFunctionalAttribution,
+    EvadeNearestNeighbours,
+    Evasion,
+    Recipe,
+    default_recipe,
+    organism_name,
+    organism_of,
+    organism_rows,
+    trigger_rows,
+)
+from offkey.tasks.registry import get_task, task_names, task_rows
+from offkey.tasks.task import (
+    ALICE,
+    BOB,
+    CHARACTERS,
+    CHOICES,
+    SPLITS,
+    Character,
+    Item,
+    Task,
+    TaskData,
+)
 
 __all__ = [
     "ALICE",
@@ -30,9 +47,9 @@ __all__ = [
     "MEMBER_KINDS",
     "SPLITS",
     "Character",
-    "FromNeighbours",
-    "FromTraces",
-    "Hiding",
+    "EvadeFunctionalAttribution",
+    "EvadeNearestNeighbours",
+    "Evasion",
     "Item",
     "MemberKind",
     "Recipe",
@@ -52,7 +69,9 @@ __all__ = [
     "organism_rows",
     "quirkiness",
     "task_names",
+    "task_rows",
     "train_member",
     "train_organism",
+    "train_population",
     "trigger_rows",
 ]
