@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from offkey.detect import RunMetrics, read_metrics
+from offkey.detect import read_metrics
 from offkey.errors import BadInput, BadValue, Damaged
 from offkey.report import curve_svg, forest_svg, print_table, read_results, table_markdown
 
@@ -115,6 +115,7 @@ def test_console_markup_in_names_is_plain(make_run):
     assert "[red]not markup[/red] ‹U+001B›[31m" in out.file.getvalue()
 
 
-def test_console_table_of_broken_metrics():
+def test_console_table_of_broken_metrics(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"detectors": []}))
     with pytest.raises(Damaged, match="alpha"):
-        print_table(RunMetrics.of({"detectors": []}, where="metrics"))
+        print_table(read_metrics(tmp_path))

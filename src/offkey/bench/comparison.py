@@ -15,9 +15,9 @@ from offkey.data import Prompts
 from offkey.detect import (
     METRICS_FILE,
     ControlMetrics,
+    DetectionRun,
     Detector,
     DetectorMetrics,
-    Job,
     MetricInterval,
     RunMetrics,
     Scores,
@@ -108,7 +108,7 @@ def compare(
     """
     runs = {}
     for name, model in (("organism", models.organism), ("clean", models.clean)):
-        run = Job(
+        run = DetectionRun(
             model,
             [*detectors, *control_detectors()],
             models.trusted,

@@ -14,7 +14,7 @@ from offkey.bench.recording import FAILURES, SelectedRows, reason_of
 from offkey.bench.rows import BenchRow
 from offkey.bench.runner import Runner
 from offkey.data import Prompts
-from offkey.detect import Detector, Parts, Scores, fit_rows
+from offkey.detect import Detector, Scores, TrustedSplit, fit_rows
 from offkey.passes import Rows
 from offkey.stats import auroc, named_rng
 
@@ -213,8 +213,8 @@ class _Controls:
         detector = self.entry.detector(self.runner.model)
         recorded = [self._rows(name, prompts, detector) for name, prompts in sets.items()]
         rows = SelectedRows.of(recorded, frozenset(mixed.ids))
-        parts = Parts.of(mixed.without("label", "agrees"), None, seed)
-        fit_rows([detector], [rows], self.runner.model, parts, seed=seed)
+        split = TrustedSplit.of(mixed.without("label", "agrees"), None, seed)
+        fit_rows([detector], [rows], self.runner.model, split)
 
         return detector
 

@@ -11,7 +11,7 @@ from offkey.bench.lineup import default_detector
 from offkey.bench.organisms import TaskModels
 from offkey.bench.rows import BenchRow
 from offkey.data import split_by_source
-from offkey.detect import Detector, Parts, evaluate, fit_rows, harvest
+from offkey.detect import Detector, Session, TrustedSplit, evaluate, fit_rows
 from offkey.stats import conformal_p_values, flag_count, named_rng
 
 __all__ = ["FalseAlarmRow", "TrustedRow", "false_alarms", "trusted_curve"]
@@ -89,15 +89,15 @@ def false_alarms(
     detector = default_detector(alpha=alpha)
     model, trusted = models.organism, models.trusted.without("label", "agrees")
     fit, standardise, kept = split_by_source(trusted, (0.35, 0.15, 0.5), seed)
-    rows = harvest(model, trusted, [detector], out / "trusted", quiet=quiet)
-    parts = Parts(frozenset(fit.ids), frozenset(standardise.ids), frozenset(kept.ids))
-    fit_rows([detector], rows, model, parts, seed=seed)
-    scores = detector.score_rows(rows[0]).select(parts.calibrate).score
+    session = Session(model, out, quiet=quiet)
+    rows = session.record_features([detector], trusted, "trusted")
+    split = TrustedSplit(frozenset(fit.ids), frozenset(standardise.ids), frozenset(kept.ids), seed)
+    fit_rows([detector], rows, model, split)
+    scores = detector.score_rows(rows[0]).select(split.calibrate).score
     shares, expected = _redraw(scores, alpha, seed)
     normal = models.test.select(label == 0 for label in models.test["label"])
-    unlabelled = normal.without("label", "agrees")
-    recorded = harvest(model, unlabelled, [detector], out / "normal", quiet=quiet)
-    share = float(detector.score_rows(recorded[0]).flagged.mean())
+    (normal_scores,) = session.score([detector], normal, name="normal")
+    share = float(normal_scores.flagged.mean())
     error = float(np.std(shares, ddof=1) / np.sqrt(ROUNDS))
     mean = float(np.mean(shares))
     figures = {
@@ -137,16 +137,17 @@ def trusted_curve(
     """
     chosen = list(detectors or [default_detector(alpha=0.2)])
     model, trusted = models.organism, models.trusted.without("label", "agrees")
-    rows = harvest(model, trusted, chosen, out / "trusted", quiet=quiet)
+    session = Session(model, out, quiet=quiet)
+    rows = session.record_features(chosen, trusted, "trusted")
     test = models.test.without("label", "agrees")
-    recorded = harvest(model, test, chosen, out / "test", quiet=quiet)
+    recorded = session.record_features(chosen, test, "test")
     rng = named_rng(seed, "trusted curve")
     curve: list[TrustedRow] = []
     for count in (n for n in counts if n <= len(trusted)):
         values: dict[str, list[float]] = {detector.name: [] for detector in chosen}
         for draw in range(DRAWS if count < len(trusted) else 1):
             part = trusted.take(rng.permutation(len(trusted))[:count])
-            fit_rows(chosen, rows, model, Parts.of(part, None, seed + draw), seed=seed + draw)
+            fit_rows(chosen, rows, model, TrustedSplit.of(part, None, seed + draw))
             for detector, record in zip(chosen, recorded, strict=True):
                 auroc = evaluate(detector.score_rows(record), models.test).auroc
                 assert auroc is not None

@@ -1,17 +1,17 @@
 """What features learned and recorded on one model, kept so that no row is computed twice."""
 
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from torch import Tensor
 
 from offkey.data import Prompts
-from offkey.detect import Detector, harvest, prepare, row_name
+from offkey.detect import Detector, Session, row_name
 from offkey.errors import OffkeyError
 from offkey.features import Feature
 from offkey.models import Model
@@ -44,7 +44,8 @@ class Store:
 
     Every set of prompts has a folder, with one folder in it for each pass: features that are
     recorded together share a pass where their plans agree. A feature whose rows are in any of
-    these folders is not run again, so that a row added later costs its own pass only.
+    these folders is not run again, so that a row added later costs its own pass only. Where a
+    group of features fails, each is tried alone.
 
     Args:
         folder: where everything is kept; one for each task, model, seed and limit on the prompts.
@@ -53,68 +54,46 @@ class Store:
     """
 
     def __init__(self, folder: Path, model: Model, *, quiet: bool = True) -> None:
-        self.folder, self.model, self.quiet = folder, model, quiet
+        self.folder, self.model = folder, model
+        self.session = Session(model, folder, quiet=quiet)
 
     def prepare(
         self, detectors: Sequence[Detector], trusted: Prompts, fit: frozenset[str]
     ) -> tuple[dict[str, str], dict[str, float]]:
-        """Replaces the feature of each detector by one that has learned from trusted prompts.
+        """Replaces features that learn by ones that have learned from trusted prompts.
 
         Returns:
             Why a feature could not be prepared, and how many seconds preparing took where that
             is known; both by name of the detector.
         """
-        failed: dict[str, str] = {}
-        seconds: dict[str, float] = {}
+        learners = [detector for detector in detectors if detector.feature.learns]
         homes = {
-            d.name: self.folder / "learned" / _short(self._names(d), trusted.digest)
-            for d in detectors
-            if d.feature.learns
+            d.name: self.folder / "learned" / _digest(self._names(d), trusted.digest)
+            for d in learners
         }
-        mine = [d for d in detectors if d.name in homes]
-        missing = {
-            homes[d.name]: d for d in mine if not (homes[d.name] / "artefact.json").exists()
-        }
-        for group in self._groups(list(missing.values()), lambda f: f.learning_plan(self.model)):
-            failed |= self._learn(group, trusted, fit, homes)
-        reasons = {homes[name]: why for name, why in failed.items()}
-        for detector in mine:
-            if homes[detector.name] in reasons:
-                failed[detector.name] = reasons[homes[detector.name]]
-                continue
+        missing = {homes[d.name]: d for d in learners if not _is_complete(homes[d.name])}
+
+        def learn(group: Sequence[Detector]) -> dict[str, None]:
+            start = time.perf_counter()
+            Session(self.model, quiet=self.session.quiet).learn(group, trusted, fit)
+            took = time.perf_counter() - start
+            for detector in group:
+                state = {"state": detector.feature.state(), "seconds": took}
+                save_state(homes[detector.name], state, kind=LEARNED)
+            return {}
+
+        failures: dict[str, str] = {}
+        for group in self._groups(missing.values(), lambda f: f.learning_plan(self.model)):
+            failures |= _together_or_alone(group, learn)[1]
+        reasons = {homes[name]: reason for name, reason in failures.items()}
+        failed = {d.name: reasons[homes[d.name]] for d in learners if homes[d.name] in reasons}
+        seconds: dict[str, float] = {}
+        for detector in (d for d in learners if d.name not in failed):
             kept = load_state(homes[detector.name], LEARNED)
             detector.feature = type(detector.feature).from_state(kept["state"])
             seconds[detector.name] = kept["seconds"]
 
         return failed, seconds
-
-    def _learn(
-        self,
-        group: Sequence[Detector],
-        trusted: Prompts,
-        fit: frozenset[str],
-        homes: Mapping[str, Path],
-    ) -> dict[str, str]:
-        """Prepares a group in one pass and keeps what was learned; each alone if that fails.
-
-        Returns:
-            Why a feature could not be prepared, by name of the detector.
-        """
-        start = time.perf_counter()
-        try:
-            with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
-                prepare(group, self.model, trusted, fit, Path(spare), quiet=self.quiet)
-        except FAILURES as error:
-            if len(group) == 1:
-                return {group[0].name: reason_of(error)}
-            parts = [self._learn([detector], trusted, fit, homes) for detector in group]
-            return {name: why for part in parts for name, why in part.items()}
-        took = time.perf_counter() - start
-        for detector in group:
-            state = {"state": detector.feature.state(), "seconds": took}
-            save_state(homes[detector.name], state, kind=LEARNED)
-
-        return {}
 
     def rows(
         self, name: str, prompts: Prompts, detectors: Sequence[Detector]
@@ -129,47 +108,38 @@ class Store:
         Returns:
             The rows, and why rows could not be recorded; both by name of the detector.
         """
-        home = self.folder / "rows" / name
-        stored = {d.name: self._stored(home, prompts, d) for d in detectors}
-        rows = {name: kept for name, kept in stored.items() if kept is not None}
+        stored = {d.name: self._stored(name, prompts, d) for d in detectors}
+        rows = {key: kept for key, kept in stored.items() if kept is not None}
         missing = [d for d in detectors if d.name not in rows]
         failed: dict[str, str] = {}
         for group in self._groups(missing, lambda feature: feature.plan(self.model)):
-            more, reasons = self._record(home, prompts, group)
-            rows |= more
+            recorded, reasons = _together_or_alone(group, partial(self._record, name, prompts))
+            rows |= recorded
             failed |= reasons
 
         return rows, failed
 
     def _record(
-        self, home: Path, prompts: Prompts, group: Sequence[Detector]
-    ) -> tuple[dict[str, RecordedRows], dict[str, str]]:
-        """Records a group in one pass; each detector alone if that fails."""
-        names = sorted({name for detector in group for name in self._names(detector)})
-        folder = home / _short(names, prompts.digest)
+        self, name: str, prompts: Prompts, group: Sequence[Detector]
+    ) -> dict[str, RecordedRows]:
+        """Records a group in as few passes as its plans allow."""
+        names = sorted({row for detector in group for row in self._names(detector)})
+        place = f"{name}/{_digest(names, prompts.digest)}"
+        folder = self.folder / "rows" / place
         is_fresh = not folder.exists()
         start = time.perf_counter()
-        try:
-            rows = harvest(self.model, prompts, group, folder, quiet=self.quiet)
-        except FAILURES as error:
-            if len(group) == 1:
-                return {}, {group[0].name: reason_of(error)}
-            parts = [self._record(home, prompts, [detector]) for detector in group]
-            return (
-                {name: kept for more, _ in parts for name, kept in more.items()},
-                {name: why for _, reasons in parts for name, why in reasons.items()},
-            )
+        rows = self.session.record_features(group, prompts, place)
         took = _seconds_of(folder, time.perf_counter() - start if is_fresh else None)
 
-        return {d.name: RecordedRows(r, took) for d, r in zip(group, rows, strict=True)}, {}
+        return {d.name: RecordedRows(r, took) for d, r in zip(group, rows, strict=True)}
 
     def _groups(
-        self, detectors: Sequence[Detector], of: Callable[[Feature], Plan]
+        self, detectors: Iterable[Detector], plan_of: Callable[[Feature], Plan]
     ) -> Iterator[list[Detector]]:
         """Groups of detectors of equal cost, so that a pass takes as long as each of its rows."""
         groups: dict[str, list[Detector]] = {}
         for detector in detectors:
-            plan = of(detector.feature)
+            plan = plan_of(detector.feature)
             cost = (
                 plan.extra_forwards + plan.extra_backwards,
                 bool(plan.gradients),
@@ -179,10 +149,10 @@ class Store:
             groups.setdefault(str(cost), []).append(detector)
         yield from (group for _, group in sorted(groups.items()))
 
-    def _stored(self, home: Path, prompts: Prompts, detector: Detector) -> RecordedRows | None:
-        """Rows that were recorded completely."""
+    def _stored(self, name: str, prompts: Prompts, detector: Detector) -> RecordedRows | None:
+        """Rows that were recorded completely; null where there are none."""
         wanted = set(self._names(detector))
-        for index in sorted(home.glob("*/pass-*/shards.json")):
+        for index in sorted((self.folder / "rows" / name).glob("*/pass-*/shards.json")):
             made: Mapping[str, Any] = json.loads(index.read_text("utf-8"))["fingerprint"]
             if (made["model"], made["prompts"]) != (self.model.fingerprint, prompts.digest):
                 continue
@@ -201,8 +171,46 @@ class Store:
         return [row_name(feature, str(site)) for site in feature.sites_on(self.model)]
 
 
-def _short(names: Sequence[str], digest: str) -> str:
+def reason_of(error: Exception) -> str:
+    """The reason for a failure, in one line."""
+    text = " ".join(str(error).split())
+
+    return text if isinstance(error, OffkeyError) else f"{type(error).__name__}: {text}"
+
+
+T = TypeVar("T")
+
+
+def _together_or_alone(
+    group: Sequence[Detector], work: Callable[[Sequence[Detector]], dict[str, T]]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Does some work for a group, or for each detector alone if that fails.
+
+    Returns:
+        Results, and why there is none; both by name of the detector.
+    """
+    try:
+        return work(group), {}
+    except FAILURES as error:
+        if len(group) == 1:
+            return {}, {group[0].name: reason_of(error)}
+    done: dict[str, T] = {}
+    failed: dict[str, str] = {}
+    for detector in group:
+        result, reason = _together_or_alone([detector], work)
+        done |= result
+        failed |= reason
+
+    return done, failed
+
+
+def _digest(names: Sequence[str], digest: str) -> str:
     return sha256_json([list(names), digest])[:16]
+
+
+def _is_complete(home: Path) -> bool:
+    """Whether an artefact was written completely; its index is written last."""
+    return (home / "artefact.json").exists()
 
 
 def _seconds_of(folder: Path, seconds: float | None) -> float | None:
@@ -213,13 +221,6 @@ def _seconds_of(folder: Path, seconds: float | None) -> float | None:
     noted: float | None = json.loads(note.read_text("utf-8"))["seconds"]
 
     return noted
-
-
-def reason_of(error: Exception) -> str:
-    """The reason for a failure, in one line."""
-    text = " ".join(str(error).split())
-
-    return text if isinstance(error, OffkeyError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class SelectedRows(Rows):
         """The rows of these ids."""
         kept = tuple(id for rows in sets for id in rows.ids if id in ids)
 
-        return cls(sets[0].folder, kept, max(1, len(kept)), tuple(sets))
+        return cls(sets[0].store, kept, max(1, len(kept)), tuple(sets))
 
     def shards(self) -> Iterator[ShardRows]:
         """The shards of each set, without the other rows."""

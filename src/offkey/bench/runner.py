@@ -14,7 +14,7 @@ from offkey.bench.lineup import ALPHA, Entry
 from offkey.bench.recording import FAILURES, RecordedRows, SelectedRows, Store, reason_of
 from offkey.bench.supervised import ceiling
 from offkey.data import Prompts
-from offkey.detect import Detector, Mode, Parts, Scores, fit_rows
+from offkey.detect import Detector, Mode, Scores, TrustedSplit, fit_rows
 from offkey.models import Model
 from offkey.passes import Plan
 from offkey.storage import flatten, load_state, save_state, sha256_json
@@ -158,9 +158,9 @@ class Runner:
         return Store(self.folder, self.model)
 
     @cached_property
-    def parts(self) -> Parts:
-        """Which trusted prompts serve for what."""
-        return Parts.of(_unlabelled(self.trusted), None, self.seed)
+    def split(self) -> TrustedSplit:
+        """What each trusted prompt serves for."""
+        return TrustedSplit.of(_unlabelled(self.trusted), None, self.seed)
 
     def run(self, entries: Sequence[Entry]) -> dict[str, RowResult]:
         """The result of each row, by its name; a row that fails does not stop the others."""
@@ -193,14 +193,14 @@ class Runner:
         """
         detector = entry.detector(self.model)
         detector.feature.plan(self.model)
-        self.parts.check([detector])
+        self.split.check_alpha([detector])
 
         return detector
 
     def _results(self, pairs: Sequence[tuple[Entry, Detector]]) -> Iterator[tuple[str, RowResult]]:
         """The result of each row, one after another."""
         detectors = [detector for _, detector in pairs]
-        failed, prepared = self.store.prepare(detectors, _unlabelled(self.trusted), self.parts.fit)
+        failed, prepared = self.store.prepare(detectors, _unlabelled(self.trusted), self.split.fit)
         sets: dict[str, dict[str, RecordedRows]] = {}
         for name, prompts in self._sets().items():
             readers = [d for e, d in pairs if d.name not in failed and _reads(e, name)]
@@ -246,13 +246,12 @@ class Runner:
             [detector],
             [trusted.rows],
             self.model,
-            self.parts,
-            seed=self.seed,
+            self.split,
             pool=None if pool is None else [pool.rows],
         )
         scores = detector.score_rows(test.rows)
         took = time.perf_counter() - start
-        calibrate = SelectedRows.of([trusted.rows], self.parts.calibrate)
+        calibrate = SelectedRows.of([trusted.rows], self.split.calibrate)
         calibration = detector.score_rows(calibrate)
         apart = [] if pool is None or pool is test else [pool.seconds]
         seconds = _total(learning, trusted.seconds, test.seconds, took, *apart)
