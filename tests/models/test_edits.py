@@ -3,8 +3,7 @@ import torch
 
 from offkey.errors import BadValue, Mismatch, UnknownName
 from offkey.models import Edit
-from tests.contracts.family import outputs
-from tests.models.families_zoo import batch_of, padded_batch, random_model
+from offkey.testing.random_models import batch_of, outputs, padded_batch, random_model
 
 
 @pytest.fixture(scope="module")

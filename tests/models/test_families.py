@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from offkey.models import Model
-from tests.contracts.family import FAMILY_CONTRACT
-from tests.models.families_zoo import (
+from offkey.testing.family import FAMILY_CONTRACT
+from offkey.testing.random_models import (
     DETECTED,
     EXPERTS,
     FAMILIES,

@@ -12,7 +12,7 @@ from offkey.models import (
     TopLogProb,
     default_metric,
 )
-from tests.models.families_zoo import batch_of
+from offkey.testing.random_models import batch_of
 
 
 @pytest.fixture

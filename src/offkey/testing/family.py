@@ -12,14 +12,16 @@ transformers returns by itself.
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offkey.data import Batch
-from offkey.models import Model, TopLogProb
+from offkey.models import Model, Reading, Site, TopLogProb
+from offkey.testing.random_models import outputs
 
-__all__ = ["FAMILY_CONTRACT", "close", "hook_count", "outputs", "visible"]
+__all__ = ["FAMILY_CONTRACT", "close", "hook_count", "visible"]
 
 Check = Callable[[Model, Batch], None]
 
@@ -31,34 +33,22 @@ def close(actual: Tensor, expected: Tensor, *, loosen: float = 1) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=loosen * slack * scale)
 
 
-def outputs(model: Model, batch: Batch, **extra: object) -> object:
-    """What the module makes of the batch by itself."""
-    with torch.no_grad():
-        return model.module(
-            input_ids=batch.inputs["input_ids"],
-            attention_mask=batch.mask.long(),
-            position_ids=batch.positions,
-            use_cache=False,
-            **extra,
-        )
-
-
 def hook_count(module: nn.Module) -> int:
     """How many hooks are on the module and its parts."""
     return sum(len(p._forward_hooks) + len(p._forward_pre_hooks) for p in module.modules())
 
 
-def visible(model: Model) -> list:
+def visible(model: Model) -> list[Site]:
     """The sites that can be read under the model's kernel."""
     eager = model.module.config._attn_implementation == "eager"
     return [site for site in model.sites if eager or site.kind != "pattern"]
 
 
-def blocks(model: Model) -> Iterator[tuple[int, object]]:
+def blocks(model: Model) -> Iterator[tuple[int, Any]]:
     yield from enumerate(model.wiring.blocks)
 
 
-def read_all(model: Model, batch: Batch):
+def read_all(model: Model, batch: Batch) -> Reading:
     return model.read(batch, visible(model), positions="all", logits=True)
 
 
