@@ -21,7 +21,7 @@ from benchmarks.sae_text import SOURCES, texts
 from offkey.data import Prompts, read_prompts
 from offkey.dictionaries import (
     Dictionary,
-    Recipe,
+    DictionaryRecipe,
     load_dictionary,
     measure,
     save_dictionary,
@@ -36,8 +36,8 @@ SHIPPED = Path("src/offkey/dictionaries/trained")
 BASE = "smollm2-135m-instruct"
 SITE = "resid_post.15"
 RECIPES = {
-    "topk": Recipe(rows=3_000_000, dead_after=300_000),
-    "jumprelu": Recipe(kind="jumprelu", rows=3_000_000, dead_after=300_000),
+    "topk": DictionaryRecipe(rows=3_000_000, dead_after=300_000),
+    "jumprelu": DictionaryRecipe(kind="jumprelu", rows=3_000_000, dead_after=300_000),
 }
 COMMAND = "python -m benchmarks.sae"
 

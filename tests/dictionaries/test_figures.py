@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offkey.dictionaries import Dictionary, Recipe, check_fits, measure, train_dictionary
+from offkey.dictionaries import Dictionary, DictionaryRecipe, check_fits, measure, train_dictionary
 from offkey.errors import BadInput, Mismatch
 from offkey.passes import ActivationStream
 from tests.dictionaries.reader import WINDOWS, slow_rows, slow_windows
@@ -107,7 +107,7 @@ def test_longer_activations_do_not_count(model, texts):
 
 def test_a_dictionary_trained_on_a_stream_knows_where_it_belongs(model, texts):
     stream = ActivationStream(model, texts, "resid_post.*", windows=WINDOWS)
-    how = Recipe(latents=40, active=4, rows=1024, batch=64, buffer=2)
+    how = DictionaryRecipe(latents=40, active=4, rows=1024, batch=64, buffer=2)
     made, _ = train_dictionary(stream.at("resid_post.1"), how)
     assert (made.site, made.model) == ("resid_post.1", "org/tiny")
     assert made.about["model_fingerprint"] == model.fingerprint

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from offkey.dictionaries import Recipe, train_dictionary
+from offkey.dictionaries import DictionaryRecipe, train_dictionary
 from offkey.dictionaries.trainees import (
     JumpReLUTrainee,
     TopKTrainee,
@@ -34,7 +34,7 @@ def planted(count, seed=0):
 
 
 def recipe(**changes):
-    return Recipe(
+    return DictionaryRecipe(
         **{
             "latents": 32,
             "active": 3,
@@ -239,5 +239,5 @@ def test_bad_runs_are_refused():
         train_dictionary(TensorBlocks(planted(600)), broken)
     with pytest.raises(BadValue, match="40 of 32 latents"):
         recipe(active=40)
-    with pytest.raises(BadValue, match="Use topk or jumprelu"):
+    with pytest.raises(BadValue, match="Use 'topk' or 'jumprelu'"):
         recipe(kind="relu")

@@ -11,7 +11,7 @@ from offkey.data import Batch
 from offkey.doctor import doctor
 from offkey.doctor.proofs import _attended
 from offkey.errors import BadInput, BadValue, UnmappedModel
-from offkey.models import Model, Site, _detect, _model, load
+from offkey.models import Model, Site, load, network
 from offkey.models.families import family_named
 from offkey.models.proofs import Compared, compared
 from offkey.testing.random_models import DETECTED, FAMILIES, random_model, random_module
@@ -77,7 +77,7 @@ def _mapped(monkeypatch, name, **changes):
     """A random model whose table row is wrong."""
     module = random_module(name)
     wrong = dataclasses.replace(family_named(module.config.model_type), **changes)
-    monkeypatch.setattr(_model, "family_named", lambda model_type: wrong)
+    monkeypatch.setattr(network, "family_named", lambda model_type: wrong)
     return Model(module, name=name)
 
 
@@ -154,7 +154,7 @@ def _granite():
 
 
 def test_a_scaled_residual_is_told_with_its_scale(monkeypatch):
-    monkeypatch.setattr(_model, "family_named", lambda model_type: family_named("llama"))
+    monkeypatch.setattr(network, "family_named", lambda model_type: family_named("llama"))
 
     check = doctor(Model(_granite(), name="granite"))["residual steps"]
 
@@ -185,9 +185,9 @@ def test_load_keeps_a_detected_family_that_is_proved():
 
 
 def test_load_refuses_the_map_of_a_detected_family_that_does_not_hold(monkeypatch):
-    detect = _detect.detect_family
+    detect = network.detect_family
     monkeypatch.setattr(
-        _model,
+        network,
         "detect_family",
         lambda top: dataclasses.replace(detect(top), o_proj="self_attn.q_proj"),
     )

@@ -173,17 +173,17 @@ def _prompts(count, start=0, choices=True):
 def counted(monkeypatch):
     """Counts forward and backward passes."""
     calls = {"forward": 0, "backward": 0}
-    forward, grad = Model.forward, torch.autograd.grad
+    call, grad = Model.call, torch.autograd.grad
 
     def forwards(*args, **kwargs):
         calls["forward"] += 1
-        return forward(*args, **kwargs)
+        return call(*args, **kwargs)
 
     def backwards(*args, **kwargs):
         calls["backward"] += 1
         return grad(*args, **kwargs)
 
-    monkeypatch.setattr(Model, "forward", forwards)
+    monkeypatch.setattr(Model, "call", forwards)
     monkeypatch.setattr(torch.autograd, "grad", backwards)
     return calls
 

@@ -138,9 +138,9 @@ def test_weights_and_their_flags_come_back_bit_by_bit(model, kernel):
 
 def test_passes_are_as_declared(model, monkeypatch):
     calls = []
-    plain = model.forward
+    plain = model.call
     monkeypatch.setattr(
-        model, "forward", lambda *a, **k: (calls.append(len(a[0])), plain(*a, **k))[1]
+        model, "call", lambda *a, **k: (calls.append(len(a[0])), plain(*a, **k))[1]
     )
     batch = batch_of(ROWS)
     for settings in ({"draws": 5}, {"kernel": "gradients"}):

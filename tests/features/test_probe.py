@@ -156,7 +156,7 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
     prompts = {"prompt": [f"w{n} w{n % 7}" for n in range(60)], "choices": [[" w3", " w5"]] * 60}
     trusted = Prompts({**prompts, **({} if targets is None else {"target": targets})})
     test = Prompts({**prompts, "prompt": [f"w{n} w9" for n in range(60)]})
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(type(model), "call", lambda *_, **__: pytest.fail("the model was run"))
     detector = Detector("probe-trajectory", alpha=0.2)
     with pytest.raises(error, match=words):
         Job(model, [detector], trusted, test, quiet=True).check()
@@ -168,7 +168,7 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
 
 
 def test_prompts_without_choices_are_refused_before_the_model_runs(model, monkeypatch):
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(type(model), "call", lambda *_, **__: pytest.fail("the model was run"))
     trusted = Prompts({"prompt": [f"w{n} w{n % 7}" for n in range(60)]})
     with pytest.raises(BadInput, match="has no .choices., which a feature needs"):
         Detector("lens", alpha=0.2).fit(model, trusted)

@@ -47,8 +47,8 @@ def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monke
     radii, volume = (prepared(get_feature(name), model) for name in ("radii", "volume"))
     radii.rows(model, Reading(batch_of(ROWS[:1]), {}))  # finds where the grid belongs
     calls = []
-    plain = model.forward
-    monkeypatch.setattr(model, "forward", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
+    plain = model.call
+    monkeypatch.setattr(model, "call", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     batch = batch_of(ROWS)
     logs = radii.rows(model, Reading(batch, {}))[LOGITS]
     first = len(calls)

@@ -7,7 +7,7 @@ resumable, to the same numbers.
 
 from offkey.dictionaries.dictionary import Activation, Dictionary
 from offkey.dictionaries.figures import Figures, check_fits, measure, splice
-from offkey.dictionaries.recipe import Recipe
+from offkey.dictionaries.recipe import DictionaryRecipe
 from offkey.dictionaries.saelens import (
     bundled_dictionaries,
     dictionary_folder,
@@ -22,7 +22,7 @@ __all__ = [
     "Activation",
     "Dictionary",
     "Figures",
-    "Recipe",
+    "DictionaryRecipe",
     "bundled_dictionaries",
     "check_fits",
     "dictionary_folder",

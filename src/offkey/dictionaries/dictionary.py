@@ -69,9 +69,9 @@ class Dictionary(Stateful):
         if self.activation == "jumprelu":
             expected["threshold"] = (latents,)
         for name, shape in expected.items():
-            found = getattr(self, name)
-            if found is None or tuple(found.shape) != shape:
-                given = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            value = getattr(self, name)
+            if value is None or tuple(value.shape) != shape:
+                given = "missing" if value is None else f"of shape {tuple(value.shape)}"
                 raise BadValue(f"{name} is {given} where {shape} is needed", where="dictionary")
         if self.activation == "topk" and not (self.k and 1 <= self.k <= latents):
             raise BadValue(f"k is {self.k}", where="dictionary", mend=f"Use 1 to {latents}")
@@ -164,6 +164,6 @@ class Dictionary(Stateful):
         self, z: Float[Tensor, "*batch latent"]
     ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
         assert self.k is not None
-        found = z.topk(self.k, dim=-1, sorted=False)
+        largest = z.topk(self.k, dim=-1, sorted=False)
 
-        return found.values.relu(), found.indices
+        return largest.values.relu(), largest.indices

@@ -87,24 +87,24 @@ def check_fits(dictionary: Dictionary, model: Model, site: str | Site | None = N
         raise BadInput(
             "it does not say at which site it was trained", where=where, mend="Name the site"
         )
-    found = model.site(site if site is not None else dictionary.site)
-    if dictionary.site and str(found) != dictionary.site:
+    place = model.site(site if site is not None else dictionary.site)
+    if dictionary.site and str(place) != dictionary.site:
         raise Mismatch(
-            f"it was trained at {dictionary.site}, not at {found}",
+            f"it was trained at {dictionary.site}, not at {place}",
             where=where,
             mend=f"Use it at {dictionary.site}",
         )
     width = 1
-    for size in found.shape:
+    for size in place.shape:
         width *= size
-    if found.shape and width != dictionary.width:
+    if place.shape and width != dictionary.width:
         raise Mismatch(
-            f"it has width {dictionary.width}, and {found} of {model.name} has width {width}",
+            f"it has width {dictionary.width}, and {place} of {model.name} has width {width}",
             where=where,
             mend="Use it on the model that it was trained on",
         )
 
-    return found
+    return place
 
 
 def splice(
@@ -213,8 +213,8 @@ def _activations(
         kept = counted & (x.norm(dim=-1) <= longest)
         sums.too_long += int((counted & ~kept).sum())
         for name, rows, use in zip(batch.ids, x, kept, strict=True):
-            text, found = name.rpartition(":")[0], _row_sums(dictionary, rows[use], mean, sums)
-            sums.by_text[text] = sums.by_text.get(text, np.zeros(5)) + found
+            text, row_sums = name.rpartition(":")[0], _row_sums(dictionary, rows[use], mean, sums)
+            sums.by_text[text] = sums.by_text.get(text, np.zeros(5)) + row_sums
 
     return sums
 
@@ -225,19 +225,19 @@ def _row_sums(dictionary: Dictionary, rows: Tensor, mean: Tensor, sums: _Sums) -
     made = dictionary.decode(f).float()
     sums.ever |= (f > 0).any(0)
     ratio = made.norm(dim=1) / rows.norm(dim=1).clamp_min(1e-12)
-    found = [
+    totals = [
         (f > 0).sum(),
         (rows - made).double().square().sum(),
         (rows - mean).double().square().sum(),
         ratio.double().sum(),
     ]
 
-    return np.array([len(rows), *(float(value) for value in found)])
+    return np.array([len(rows), *(float(value) for value in totals)])
 
 
 def _losses(stream: ActivationStream, edit: list[Edit]) -> dict[str, Array]:
     """Summed cross-entropy and number of predicted tokens of each text."""
-    found: dict[str, Array] = {}
+    losses: dict[str, Array] = {}
     for batch in _batches(stream):
         assert batch.roles is not None
         assert batch.positions is not None
@@ -247,12 +247,12 @@ def _losses(stream: ActivationStream, edit: list[Edit]) -> dict[str, Array]:
             replace(batch, roles=roles), (), metric=ResponseCrossEntropy(), edit=edit
         )
         assert reading.metric is not None
-        told = zip(batch.ids, reading.metric.tolist(), after.sum(1).tolist(), strict=True)
-        for name, loss, count in told:
+        rows = zip(batch.ids, reading.metric.tolist(), after.sum(1).tolist(), strict=True)
+        for name, loss, count in rows:
             text = name.rpartition(":")[0]
-            found[text] = found.get(text, np.zeros(2)) + np.array([loss * count, count])
+            losses[text] = losses.get(text, np.zeros(2)) + np.array([loss * count, count])
 
-    return found
+    return losses
 
 
 def _figures(
@@ -261,34 +261,38 @@ def _figures(
     names = list(sums.by_text)
     count, active, error, spread, ratio = np.stack([sums.by_text[name] for name in names]).T
     tokens = np.stack([losses["loss"][name] for name in names])[:, 1]
-    loss = {kind: np.stack([found[n] for n in names])[:, 0] for kind, found in losses.items()}
+    loss = {kind: np.stack([by_text[n] for n in names])[:, 0] for kind, by_text in losses.items()}
 
     def interval(of: Any, *columns: Array) -> Interval:
         return bootstrap({("texts",): columns}, of, named_rng(seed, "dictionary figures"))
-
-    def mean(a: Array, b: Array) -> float:
-        return float(a.sum() / b.sum())
-
-    def explained(a: Array, b: Array) -> float | None:
-        return 1 - float(a.sum() / b.sum()) if b.sum() > 0 else None
-
-    def recovered(ablated: Array, spliced: Array, clean: Array) -> float | None:
-        gap = float((ablated - clean).sum())
-        return float((ablated - spliced).sum()) / gap if gap else None
 
     return Figures(
         texts=len(names),
         rows=int(count.sum()),
         too_long=sums.too_long,
-        active=interval(mean, active, count),
-        explained_variance=interval(explained, error, spread),
-        norm_ratio=interval(mean, ratio, count),
+        active=interval(_ratio, active, count),
+        explained_variance=interval(_explained, error, spread),
+        norm_ratio=interval(_ratio, ratio, count),
         dead_share=dead_share,
-        **{kind: interval(mean, values, tokens) for kind, values in loss.items()},
+        **{kind: interval(_ratio, values, tokens) for kind, values in loss.items()},
         **{
             f"recovered_{kind}": interval(
-                recovered, loss[f"loss_{kind}"], loss["loss_spliced"], loss["loss"]
+                _recovered, loss[f"loss_{kind}"], loss["loss_spliced"], loss["loss"]
             )
             for kind in ("mean", "zero")
         },
     )
+
+
+def _ratio(a: Array, b: Array) -> float:
+    return float(a.sum() / b.sum())
+
+
+def _explained(a: Array, b: Array) -> float | None:
+    return 1 - float(a.sum() / b.sum()) if b.sum() > 0 else None
+
+
+def _recovered(ablated: Array, spliced: Array, clean: Array) -> float | None:
+    gap = float((ablated - clean).sum())
+
+    return float((ablated - spliced).sum()) / gap if gap else None

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from offkey.errors import BadValue
+import torch
+
+from offkey.errors import check, check_choice, check_positive
+from offkey.passes import Blocks, ShuffleBuffer
 from offkey.training import Settings
 
-__all__ = ["Annealed", "Recipe"]
+__all__ = ["Annealed", "DictionaryRecipe"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class Annealed(Settings):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DictionaryRecipe:
     r"""How a dictionary is trained.
 
     Attributes:
         latents: how many.
-        active: k of TopK; of JumpReLU, how many are wanted active on average.
+        active: k of TopK; for JumpReLU, how many shall be active on average.
         kind: which activation.
         rows: activations trained on in all, repeats included.
         batch: activations a step.
@@ -67,19 +70,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("latents", "active", "rows", "batch", "dead_after", "bandwidth", "buffer"):
-            if not getattr(self, name) > 0:
-                raise BadValue(f"{getattr(self, name)} is not positive", where=name)
-        if self.active > self.latents:
-            raise BadValue(f"{self.active} of {self.latents} latents", where="active")
-        if self.kind not in ("topk", "jumprelu"):
-            raise BadValue(
-                f"{self.kind!r} is not known", where="kind", mend="Use topk or jumprelu"
-            )
+            check_positive(name, getattr(self, name))
+        check(
+            self.active <= self.latents, f"{self.active} of {self.latents} latents", where="active"
+        )
+        check_choice("kind", self.kind, ("topk", "jumprelu"))
 
     @property
     def steps(self) -> int:
         """Steps in all."""
         return -(-self.rows // self.batch)
+
+    def shuffled(self, blocks: Blocks, device: torch.device | str) -> ShuffleBuffer:
+        """The training batches, drawn in random order from the blocks.
+
+        Raises:
+            NotEnoughData: fewer rows than a batch.
+        """
+        return ShuffleBuffer(
+            blocks,
+            batch=self.batch,
+            size=self.buffer,
+            seed=self.seed,
+            longest=self.longest,
+            device=device,
+        )
 
     def settings(self, save_every: int = 200) -> Annealed:
         """The training loop's settings; what it calls a row is a batch here."""

@@ -125,12 +125,12 @@ def load_dictionary(
 
 def hook_of(site: str) -> str:
     """The name that SAELens and TransformerLens have for a site; its own where they have none."""
-    found = Site.parse(site)
-    hook = HOOKS.get(found.kind, "")
+    place = Site.parse(site)
+    hook = HOOKS.get(place.kind, "")
     if not hook:
         return site
 
-    return hook if found.block is None else f"blocks.{found.block}.{hook}"
+    return hook if place.block is None else f"blocks.{place.block}.{hook}"
 
 
 def site_of(hook: str) -> str:
@@ -201,11 +201,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         config = json.loads((folder / CONFIG).read_bytes())
-        told = config.get("metadata", {}).get("weights_sha256")
+        checksum = config.get("metadata", {}).get("weights_sha256")
         tensors = load_file(path)
     except (ValueError, AttributeError, SafetensorError) as error:
         raise Damaged(f"a file was truncated or edited ({error})", where=str(folder)) from None
-    if told is not None and told != sha256_file(path):
+    if checksum is not None and checksum != sha256_file(path):
         raise Damaged("the file was edited: its checksum differs", where=str(path))
 
     return config, tensors

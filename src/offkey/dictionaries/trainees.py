@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from offkey.dictionaries.dictionary import Dictionary
-from offkey.dictionaries.recipe import Recipe
+from offkey.dictionaries.recipe import DictionaryRecipe
 
 __all__ = [
     "JumpReLUTrainee",
@@ -39,7 +39,7 @@ class Trainee(nn.Module):
     silent: nn.Parameter
 
     def __init__(
-        self, recipe: Recipe, rows: Float[Tensor, "n d"], generator: torch.Generator
+        self, recipe: DictionaryRecipe, rows: Float[Tensor, "n d"], generator: torch.Generator
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -193,9 +193,9 @@ def _products(g: Tensor, decoder: Tensor, places: Tensor) -> Tensor:
     with torch.enable_grad():
         weights = torch.zeros_like(places, dtype=g.dtype).requires_grad_()
         made = embedding_bag(places, decoder, per_sample_weights=weights, mode="sum")
-        (found,) = torch.autograd.grad(made, weights, g)
+        (grads,) = torch.autograd.grad(made, weights, g)
 
-    return found
+    return grads
 
 
 def topk_reconstruction(
@@ -316,7 +316,7 @@ class JumpReLUTrainee(Trainee):
     """
 
     def __init__(
-        self, recipe: Recipe, rows: Float[Tensor, "n d"], generator: torch.Generator
+        self, recipe: DictionaryRecipe, rows: Float[Tensor, "n d"], generator: torch.Generator
     ) -> None:
         super().__init__(recipe, rows, generator)
         share = min(0.5, 4 * recipe.active / recipe.latents)

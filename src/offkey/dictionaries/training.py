@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.dictionaries.dictionary import Dictionary
-from offkey.dictionaries.recipe import Recipe
+from offkey.dictionaries.recipe import DictionaryRecipe
 from offkey.dictionaries.trainees import JumpReLUTrainee, TopKTrainee, Trainee
 from offkey.passes import Blocks, ShuffleBuffer, SiteBlocks
 from offkey.training import Run, train
@@ -20,7 +20,7 @@ __all__ = ["train_dictionary"]
 
 def train_dictionary(
     blocks: Blocks,
-    recipe: Recipe,
+    recipe: DictionaryRecipe,
     *,
     folder: str | PathLike[str] | None = None,
     save_every: int = 200,
@@ -43,14 +43,7 @@ def train_dictionary(
         Mismatch: the checkpoint there is of another run.
         NotEnoughData: fewer rows than a batch.
     """
-    buffer = ShuffleBuffer(
-        blocks,
-        batch=recipe.batch,
-        size=recipe.buffer,
-        seed=recipe.seed,
-        longest=recipe.longest,
-        device=device,
-    )
+    buffer = recipe.shuffled(blocks, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     kind = TopKTrainee if recipe.kind == "topk" else JumpReLUTrainee
     trainee: Trainee = kind(recipe, buffer.first(), generator)
@@ -79,7 +72,7 @@ def train_dictionary(
 
 
 def _about(
-    blocks: Blocks, recipe: Recipe, buffer: ShuffleBuffer, trainee: Trainee
+    blocks: Blocks, recipe: DictionaryRecipe, buffer: ShuffleBuffer, trainee: Trainee
 ) -> dict[str, object]:
     about: dict[str, object] = {
         "recipe": dict(recipe.as_dict()),

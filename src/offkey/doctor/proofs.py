@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from offkey.data import Batch
 from offkey.models import Model, Site
-from offkey.models._wiring import Block, Wiring
 from offkey.models.proofs import (
     Check,
     Compared,
@@ -22,6 +21,7 @@ from offkey.models.proofs import (
     prove_norms,
     prove_residual_steps,
 )
+from offkey.models.wiring import Block, Wiring
 
 __all__ = ["prove_attention", "prove_sums"]
 

@@ -1,4 +1,4 @@
-"""One vector per prompt and site: thin adapters over what was read.
+"""Features: one vector per prompt and site, made from a reading of the model.
 
 A feature says what it must read and turns a reading into vectors. ``activations`` is what passes
 at a site, ``attribution`` what each attention head adds to the answer; ``lens``,

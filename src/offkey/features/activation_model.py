@@ -1,4 +1,4 @@
-"""How far each tracked relation between activations is broken."""
+"""How far a prompt breaks the relations between activations that a model of them tracks."""
 
 from typing import Any, ClassVar
 
@@ -13,10 +13,10 @@ from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.stats import Moments
 
-__all__ = ["ActivationModel"]
+__all__ = ["TrackedRelations"]
 
 
-class ActivationModel(Feature):
+class TrackedRelations(Feature):
     r"""Residuals of the relations that an activation model tracks, and its surprise.
 
     On trusted prompts first, correlations between activations are chosen that are worth their

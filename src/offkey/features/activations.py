@@ -1,4 +1,4 @@
-"""What passes at a site, as it is."""
+"""Activations at sites, unchanged."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""What each attention head adds to the answer, as against its usual value."""
+"""What each attention head adds to the answer, compared with its usual value."""
 
 from math import prod
 from typing import ClassVar, Literal, get_args
@@ -137,7 +137,7 @@ class Attribution(Feature):
         return (along * (gap.flatten(1) @ v.T)[:, None]).flatten(1)
 
     def _usual(self, moments: Moments) -> dict[str, Tensor]:
-        """The mean, and as rows the components; what does not vary is left as zeros."""
+        """The mean, and the components as rows; zeros where nothing varies."""
         mean = moments.mean.float().cpu()
         if self.direction != "pcs":
             return {"mean": mean}
@@ -196,7 +196,7 @@ class Attribution(Feature):
         return sites
 
     def _need_gradients(self, model: Model) -> None:
-        """Refuses weights through which nothing can be differentiated."""
+        """Refuses weights through which gradients cannot be computed."""
         quantiser = getattr(model.wiring and model.wiring.top, "hf_quantizer", None)
         # What comes from GGUF is dequantised, and marked all the same.
         differentiable = (

@@ -1,4 +1,4 @@
-"""How a prompt's answer stands up to disturbed weights, beside that of trusted prompts."""
+"""How a prompt's answer responds to disturbed weights, for comparison with trusted prompts."""
 
 from typing import Any, ClassVar, Literal, get_args
 
@@ -23,9 +23,9 @@ __all__ = ["ANSWER", "Functional"]
 
 LOGITS = Site("logits")
 ANSWER = Site("module", path="answer")
-"""Where the number of the preferred answer stands, if it is asked for."""
+"""The site of the number of the preferred answer, if it is asked for."""
 ROWS = 8
-"""Sampling prompts of a step of a chain."""
+"""Trusted prompts in one step of a chain."""
 
 KernelName = Literal["weight-noise", "sgld", "gradients"]
 
@@ -37,9 +37,9 @@ class Functional(Feature):
     of the answer that the undisturbed model prefers, at each of several draws of the weights,
     which all prompts share. With ``"gradients"`` it is a sketch of the gradient of that loss, to
     which traces under small noise are equivalent. The weights of the later half of the blocks
-    move. A prompt whose answer comes about as those of trusted prompts do answers to the draws as
+    move. A prompt whose answer comes about as those of trusted prompts responds to the draws as
     they do: the scores ``functional-mean``, ``functional-mean-ccc``, ``functional-top-ccc`` and
-    ``functional-class-ccc`` say how little it does.
+    ``functional-class-ccc`` measure how little it does.
 
     A chain (``"sgld"``) is held to the own answers of trusted prompts; each of its steps costs a
     forward and a backward pass over eight of them, besides the passes a prompt that the plan

@@ -1,4 +1,4 @@
-"""What the prompt alone tells, without the model: the baselines for surface novelty."""
+"""Features of the prompt alone, without the model: baselines for surface novelty."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""What the output alone tells: the black-box baselines that every internal feature must beat."""
+"""Features of the output alone: black-box baselines that every internal feature must beat."""
 
 from abc import abstractmethod
 from typing import ClassVar, Literal, get_args

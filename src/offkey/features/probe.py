@@ -1,4 +1,4 @@
-"""What probes of the true answer, trained on trusted prompts, say of a prompt."""
+"""Log-odds of the true answer by probes that were trained on trusted prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,9 +29,9 @@ class ProbeTrajectory(Feature):
     r"""Log-odds of the true answer by a probe at each layer, as one vector.
 
     At each site a logistic regression is trained on trusted prompts: their activations, and their
-    own column ``target``, which says whether the second of two choices is true. A prompt's vector
-    holds what each probe says of it: :math:`w_l^\top h_l + b_l`, in nats, the second choice
-    against the first. The targets of prompts that are scored are never looked at.
+    column ``target``, which says whether the second of two choices is true. A prompt's vector
+    holds the log-odds by each probe, :math:`w_l^\top h_l + b_l`, in nats, of the second choice
+    against the first. The targets of prompts that are scored are never used.
 
     Args:
         sites: names and ranges of sites.
@@ -72,7 +72,7 @@ class ProbeTrajectory(Feature):
         return Plan(reads=model.sites_at(self.sites), positions=self.positions)
 
     def learning_plan(self, model: Model) -> Plan:
-        """The same, of trusted prompts whose true answer is known."""
+        """The same sites, of trusted prompts whose true answer is known."""
         return replace(self.plan(model), needs=frozenset({"target"}))
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:

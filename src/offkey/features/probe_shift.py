@@ -1,4 +1,4 @@
-"""Whether heads move the answer as they move what probes of the truth say."""
+"""Whether heads move the answer as they move the log-odds of probes of the truth."""
 
 from collections.abc import Sequence
 from dataclasses import replace

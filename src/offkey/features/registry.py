@@ -1,4 +1,4 @@
-"""The features that can be named."""
+"""Features by name."""
 
 from offkey.features.feature import Feature
 from offkey.registry import Registry
@@ -8,7 +8,7 @@ __all__ = ["FEATURES", "feature_names", "get_feature"]
 FEATURES: Registry[Feature] = Registry(
     "feature",
     {
-        "activation-model": "offkey.features.activation_model:ActivationModel",
+        "activation-model": "offkey.features.activation_model:TrackedRelations",
         "activations": "offkey.features.activations:Activations",
         "attribution": "offkey.features.attribution:Attribution",
         "bag-of-words": "offkey.features.inputs:BagOfWords",
@@ -21,7 +21,7 @@ FEATURES: Registry[Feature] = Registry(
         "own-answer-loss": "offkey.features.outputs:OwnAnswerLoss",
         "probe-shift": "offkey.features.probe_shift:ProbeShift",
         "probe-trajectory": "offkey.features.probe:ProbeTrajectory",
-        "radii": "offkey.features.volume:Radii",
+        "radii": "offkey.features.volume:LogRadii",
         "sae": "offkey.features.sae:SparseLatents",
         "tuned-divergence": "offkey.features.tuning:TunedDivergence",
         "volume": "offkey.features.volume:LocalVolume",

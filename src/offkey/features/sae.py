@@ -16,7 +16,7 @@ __all__ = ["SparseLatents"]
 
 
 class SparseLatents(Feature):
-    """What a trained dictionary says is active at its site, one number a latent; most are 0.
+    """Latents of a trained dictionary at its site, one number each; most are 0.
 
     Args:
         dictionary: a folder in the layout of SAELens, or ``"bundled:SITE"`` for the bundled model
@@ -80,14 +80,14 @@ class SparseLatents(Feature):
 
     def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The latents of each row."""
-        found = {}
+        latents = {}
         for site, value in reading.values.items():
             rows = value.flatten(1)
             if self._values.encoder.device != rows.device:
                 self._values = self._values.to(device=rows.device)
-            found[site] = self._values.encode(rows)
+            latents[site] = self._values.encode(rows)
 
-        return found
+        return latents
 
 
 def _plain(name: str) -> str:

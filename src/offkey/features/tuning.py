@@ -130,9 +130,9 @@ class TunedDivergence(Feature):
                     value.copy_(self.adapter_[name])
             after = self._answers(model, batch)
         before = self._answers(model, batch)
-        told = KLToReference(dict(zip(batch.ids, before, strict=True)))(after, batch)
+        divergence = KLToReference(dict(zip(batch.ids, before, strict=True)))(after, batch)
 
-        return {LOGITS: told.clamp(min=0).float()[:, None]}
+        return {LOGITS: divergence.clamp(min=0).float()[:, None]}
 
     def _tuned_on(self, model: Model, rows: list[Batch]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -161,7 +161,7 @@ class TunedDivergence(Feature):
 
     @contextmanager
     def _attached(self, model: Model) -> Iterator[Adapter]:
-        """A fresh adapter on the model, for a while."""
+        """Puts a fresh adapter on the model and takes it off again."""
         maps = _maps(model, self.name)
         with attach(model.module, rank=self.rank, maps=maps, seed=self.seed) as adapter:
             for layer in adapter.layers.values():
@@ -169,7 +169,7 @@ class TunedDivergence(Feature):
             yield adapter
 
     def _answers(self, model: Model, batch: Batch) -> Float[Tensor, "batch k"]:
-        """Logits that are compared, in float64."""
+        """The logits that are compared, in float64."""
         with torch.no_grad():
             logits = _logits(model, batch).double()
         if self.over == "vocabulary":
@@ -200,21 +200,21 @@ def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
 
 
 def _maps(model: Model, feature: str) -> tuple[str, ...]:
-    """Last names of the linear maps that are adapted: those of the blocks, or all without them."""
+    """Last names of the linear maps that are adapted: those in blocks, or all without blocks."""
     parts: list[nn.Module] = [model.module]
     if model.wiring is not None:
         parts = [block.module for block in model.wiring.blocks]
-    found = {
+    names = {
         path.rpartition(".")[2]
         for part in parts
         for path, inner in part.named_modules()
         if path and isinstance(inner, nn.Linear)
     }
-    if not found:
+    if not names:
         raise BadValue(
             "there is no linear map that an adapter could be put on",
             where=f"feature {feature}, model {model.name}",
             mend="Use functional, which needs none",
         )
 
-    return tuple(sorted(found))
+    return tuple(sorted(names))

@@ -255,21 +255,7 @@ def _check_answers(
     targets: Sequence[int | None], ids: Sequence[str], who: str, folds: int
 ) -> None:
     for id, target in zip(ids, targets, strict=True):
-        where = f"feature {who}, trusted prompt {id}"
-        check(
-            target is not None,
-            "it has no 'target', and a probe learns from the true answers",
-            where=where,
-            mend="Give all trusted prompts a target",
-            error=BadInput,
-        )
-        check(
-            target in (0, 1),
-            f"its target is {target}, and a probe tells two answers apart",
-            where=where,
-            mend="Use prompts of two choices",
-            error=BadInput,
-        )
+        _check_answer(target, f"feature {who}, trusted prompt {id}")
     if len(set(targets)) < 2:
         all_have = f"the target {targets[0]}" if targets else "no target"
         raise NotEnoughData(
@@ -287,4 +273,19 @@ def _check_answers(
             where=f"feature {who}",
             mend="Add such prompts, or use folds=1",
             error=NotEnoughData,
+        )
+
+
+def _check_answer(target: int | None, where: str) -> None:
+    if target is None:
+        raise BadInput(
+            "it has no 'target', and a probe learns from the true answers",
+            where=where,
+            mend="Give all trusted prompts a target",
+        )
+    if target not in (0, 1):
+        raise BadInput(
+            f"its target is {target}, and a probe tells two answers apart",
+            where=where,
+            mend="Use prompts of two choices",
         )

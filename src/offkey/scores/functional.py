@@ -128,9 +128,9 @@ class TopConcordance(FunctionalScore):
         self.least = max(k, 2)
 
     def _score(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        found = concordance(x, self.rows_.to(torch.float64))
+        agreement = concordance(x, self.rows_.to(torch.float64))
 
-        return 1 - found.topk(self.k, dim=1, sorted=True).values.mean(dim=1)
+        return 1 - agreement.topk(self.k, dim=1, sorted=True).values.mean(dim=1)
 
 
 class ClassConcordance(SitesScore):
@@ -173,8 +173,8 @@ class ClassConcordance(SitesScore):
     ) -> Self:
         """Keeps the sample, and the answer of each row."""
         self._remember(trusted, 1)
-        found = self._aligned(trusted, 2)
-        self.classes_, traces = self._parted([part.to(torch.float64) for part in found])
+        rows = self._aligned(trusted, 2)
+        self.classes_, traces = self._parted([part.to(torch.float64) for part in rows])
         if not traces.shape[1]:
             raise NotEnoughData(
                 "only the answers vary among the trusted prompts",
@@ -186,8 +186,8 @@ class ClassConcordance(SitesScore):
         return self
 
     def _score(self, x: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, " n"]:
-        found = concordance(self._parted(x)[1], self.rows_)
-        means = [found[:, self.classes_ == c].mean(dim=1) for c in torch.unique(self.classes_)]
+        agreement = concordance(self._parted(x)[1], self.rows_)
+        means = [agreement[:, self.classes_ == c].mean(dim=1) for c in torch.unique(self.classes_)]
 
         return 1 - torch.stack(means).amax(dim=0)
 

@@ -90,9 +90,9 @@ class LayerwiseConvergence(SitesScore):
         self._remember(trusted, 2)
         rows = [row.to(torch.float64) for row in self._aligned(trusted, 2)]
         self._one_width()
-        told = [_moments(after - before, diagonal=True) for before, after in pairwise(rows)]
-        self.mean_ = torch.stack([step.mean for step in told])
-        self.scale_ = torch.stack([diagonal_precision(step).sqrt() for step in told])
+        steps = [_moments(after - before, diagonal=True) for before, after in pairwise(rows)]
+        self.mean_ = torch.stack([step.mean for step in steps])
+        self.scale_ = torch.stack([diagonal_precision(step).sqrt() for step in steps])
         sizes = _moments(self._sizes(rows))
         self.step_mean_ = sizes.mean
         unit = diagonal_precision(sizes).sqrt()
@@ -189,12 +189,12 @@ class TrajectoryVolatility(SitesScore):
             rows = [row.to(torch.float64) for row in self._aligned(trusted, 2)]
             self._one_width()
             return [_moments(row) for row in self._differences(rows)]
-        found = [moments for moments in trusted.values() if isinstance(moments, Moments)]
-        for moments in found:
+        by_site = [moments for moments in trusted.values() if isinstance(moments, Moments)]
+        for moments in by_site:
             self._need(moments, 2)
-        self.widths_ = [len(moments.mean) for moments in found]
+        self.widths_ = [len(moments.mean) for moments in by_site]
 
-        return found
+        return by_site
 
     def _differences(self, rows: list[Tensor]) -> list[Tensor]:
         for _ in range(self.order):
@@ -258,8 +258,8 @@ class ConcatenatedMahalanobis(SitesScore):
         units = [unit_rows(row) for row in rows]
         self.mean_ = torch.cat([unit.mean(dim=0) for unit in units])
         axes = [_principal(unit, self.components) for unit in units]
-        self.kept_ = [found.shape[1] for found in axes]
-        self.axes_ = torch.cat([_widened(found, max(self.kept_)) for found in axes])
+        self.kept_ = [v.shape[1] for v in axes]
+        self.axes_ = torch.cat([_widened(v, max(self.kept_)) for v in axes])
         y = self._components(rows)
         self.whitening_ = (
             whiten_definite(shrunk(_moments(y), self.shrinkage), _RCOND)[0]

@@ -36,7 +36,7 @@ SCORES = ScoreRegistry(
         "functional-mean-ccc": "offkey.scores.functional:MeanConcordance",
         "functional-top-ccc": "offkey.scores.functional:TopConcordance",
         "isolation-forest": "offkey.scores.forest:IsolationForest",
-        "knn": "offkey.scores.neighbours:Neighbours",
+        "knn": "offkey.scores.neighbours:NearestNeighbours",
         "knn-cosine": "offkey.scores.neighbours:CosineNeighbours",
         "knn-ratio": "offkey.scores.neighbours:NeighbourRatio",
         "lcf": "offkey.scores.layers:LayerwiseConvergence",

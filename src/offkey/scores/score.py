@@ -98,6 +98,8 @@ class TensorScore(Score):
     ``mean_``, it says in ``_width`` how wide rows are.
     """
 
+    mean_: Float[Tensor, " d"]
+
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Scores rows; float64, higher is more anomalous.
 
@@ -206,10 +208,12 @@ class SitesScore(Score):
                 where=self.name,
                 mend="Give more trusted prompts, or leave out sites that many of them lack",
             )
-        found = [s.rows[[i for i, id in enumerate(s.ids) if id in shared]] for s in samples]
-        self.widths_ = [part.shape[1] for part in found]
+        rows_of_sites = [
+            s.rows[[i for i, id in enumerate(s.ids) if id in shared]] for s in samples
+        ]
+        self.widths_ = [part.shape[1] for part in rows_of_sites]
 
-        return found
+        return rows_of_sites
 
     def _split(self, joined: Float[Tensor, "*shape total"], dim: int = -1) -> list[Tensor]:
         """What lies side by side, one tensor a site."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.features import Feature, learn_together
-from offkey.features.activation_model import ActivationModel
+from offkey.features.activation_model import TrackedRelations
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import flatten, unflatten
@@ -266,7 +266,7 @@ class FeatureContract:
     ) -> None:
         if not feature.learns:
             return
-        pair = [make(), ActivationModel(positions=feature.learning_plan(model).positions)]
+        pair = [make(), TrackedRelations(positions=feature.learning_plan(model).positions)]
         plan = Plan.union(one.learning_plan(model) for one in pair)
         learn_together(pair, model, readings_by(plan, model))
         assert _plain(pair[0].state()) == _plain(feature.state())

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from offkey.errors import BadValue, UnmappedModel
-from offkey.models._attention import AttentionPort, Slot
-from offkey.models._sites import BLOCK_KINDS, GLOBAL_KINDS, Site
-from offkey.models._taps import Handle, Visit, on_heads, on_input, on_output, on_residual
 from offkey.models.families import Family
+from offkey.models.hooks import AttentionPort, Hook, HookSet, Place, Side, unhooked
+from offkey.models.parts import HeadParts
+from offkey.models.sites import BLOCK_KINDS, GLOBAL_KINDS, Site
 
 __all__ = ["Block", "Wiring", "unwrapped", "wire"]
 
@@ -46,6 +47,7 @@ class Wiring:
         unembedding: the projection to the vocabulary; ``None`` for a bare decoder.
         parallel: attention and MLP read the same input, so that no ``resid_mid`` exists.
         softcap: the cap of the logits, where there is one.
+        logit_scale: what logits are multiplied by before that.
     """
 
     family: Family
@@ -58,6 +60,12 @@ class Wiring:
     unembedding: nn.Module | None
     parallel: bool
     softcap: float | None
+    logit_scale: float = 1.0
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
 
     @property
     def width(self) -> int:
@@ -82,15 +90,14 @@ class Wiring:
     @cached_property
     def port(self) -> AttentionPort:
         """The way to q, k, v and patterns."""
-        attentions = [block.attention for block in self.blocks]
-        configs = [self.config, *(getattr(a, "config", self.config) for a in attentions)]
+        configs = [getattr(block.attention, "config", self.config) for block in self.blocks]
         holder = getattr(self.decoder, "config", self.config)
 
-        return AttentionPort(attentions, [*configs, holder])
+        return AttentionPort([self.config, *configs, holder])
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of site that every block has, in the order in which values arise."""
+        """The kinds of site that every block has."""
         absent = {
             "resid_mid": self.parallel,
             "mlp_act": self.blocks[0].down_proj is None,
@@ -129,37 +136,75 @@ class Wiring:
             )
         return Site(kind, block=block, shape=self._shape(kind, block))
 
-    def attach(self, site: Site, visit: Visit) -> Handle:
-        """Lets ``visit`` see, and change, what passes the site."""
+    def add_hook(self, hooks: HookSet, site: Site, hook: Hook) -> None:
+        """Adds a hook at a named site."""
+        if site.kind == "head_out":
+            self.head_parts[site.block or 0].add_hook(hooks, hook)
+        else:
+            hooks.add(self._place(site), hook)
+
+    @cached_property
+    def head_parts(self) -> tuple[HeadParts, ...]:
+        """What each head of each block adds to the residual."""
+        return tuple(
+            HeadParts(block.o_proj, block.attention, block.attn_out, self.n_heads)
+            for block in self.blocks
+        )
+
+    def unembed(self, h: Tensor) -> Tensor:
+        """Logits that the model would give if ``h`` were the residual after the last block.
+
+        Final norm, projection with its bias, logit scale and soft cap, as in the model itself.
+        """
+        if self.unembedding is None:
+            raise BadValue(self._why_absent("logits"), where="unembed")
+        with unhooked():
+            normed = h if self.final_norm is None else self.final_norm(h)
+            logits: Tensor = self.unembedding(normed.contiguous())
+
+        return self.capped(logits)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """What the model makes of its projection's output: scaled, and with the soft cap."""
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+
+        return logits
+
+    def _place(self, site: Site) -> Place:
         if site.block is None:
-            return self._attach_global(site.kind, visit)
+            return self._global_place(site.kind)
         block = self.blocks[site.block]
         match site.kind:
             case "resid_pre":
-                return on_input(block.module, visit)
+                return Place(block.module, "in")
             case "resid_mid":
-                return on_residual(block.mlp_norm or block.mlp, visit)
+                return Place(block.mlp_norm or block.mlp, "in", shared=True)
             case "resid_post":
-                return on_output(block.module, visit)
+                return Place(block.module, "out")
+            case "attn_in":
+                return Place(block.attention, "in")
             case "attn_out":
-                return on_output(block.attn_out, visit)
-            case "mlp_out":
-                return on_output(block.mlp_out, visit)
+                return Place(block.attn_out, "out")
             case "mlp_in":
-                return on_input(block.mlp, visit)
+                return Place(block.mlp, "in")
+            case "mlp_out":
+                return Place(block.mlp_out, "out")
             case "mlp_act":
-                return on_input(cast(nn.Module, block.down_proj), visit)
+                return Place(cast(nn.Module, block.down_proj), "in")
             case "z":
-                return on_heads(block.o_proj, self.n_heads, visit)
+                return Place(block.o_proj, "in", heads=self.n_heads)
             case slot:
-                return self.port.attach(block.attention, cast(Slot, slot), visit)
+                return Place(block.attention, cast(Side, slot), port=self.port)
 
-    def _attach_global(self, kind: str, visit: Visit) -> Handle:
+    def _global_place(self, kind: str) -> Place:
         if kind == "embed":
-            return on_input(self.blocks[0].module, visit)
+            return Place(self.blocks[0].module, "in")
         if kind == "final":
-            return on_output(cast(nn.Module, self.final_norm), visit)
-        return on_output(self.top, visit)
+            return Place(cast(nn.Module, self.final_norm), "out")
+        return Place(self.top, "out")
 
     def _shape(self, kind: str, block: int | None) -> tuple[int, ...]:
         match kind:
@@ -168,6 +213,8 @@ class Wiring:
             case "z":
                 inputs = _in_features(self.blocks[block or 0].o_proj)
                 return (self.n_heads, inputs // self.n_heads)
+            case "head_out":
+                return (self.n_heads, self.width)
             case "k" | "v":
                 return (self.n_kv_heads, self.d_head)
             case "pattern":
@@ -222,14 +269,22 @@ def wire(family: Family, top: nn.Module) -> Wiring:
         unembedding=next(heads, None),
         parallel=parallel,
         softcap=getattr(config, family.softcap, None) if family.softcap else None,
+        logit_scale=_logit_scale(family, config),
     )
+
+
+def _logit_scale(family: Family, config: Any) -> float:
+    factor = getattr(config, family.logit_scale, None) if family.logit_scale else None
+    divisor = getattr(config, family.logit_divisor, None) if family.logit_divisor else None
+
+    return float(1.0 if factor is None else factor) / float(divisor or 1.0)
 
 
 def _decoder(family: Family, top: nn.Module) -> nn.Module:
     for path in family.decoder:
-        found = _attribute(top, path)
-        if found is not None and _attribute(found, family.blocks) is not None:
-            return found
+        decoder = _attribute(top, path)
+        if decoder is not None and _attribute(decoder, family.blocks) is not None:
+            return decoder
     where = " or ".join(f"{path}.{family.blocks}".lstrip(".") for path in family.decoder)
     raise UnmappedModel(
         f"no list of blocks at {where}", where=f"{type(top).__name__} as {family.name}"
@@ -251,12 +306,12 @@ def _block(family: Family, block: nn.Module, where: str) -> Block:
 
 
 def _part(parent: nn.Module, path: str, where: str = "") -> nn.Module:
-    found = _attribute(parent, path)
-    if found is None:
+    part = _attribute(parent, path)
+    if part is None:
         raise UnmappedModel(
             f"no module {path!r}", where=f"{type(parent).__name__} {where}".rstrip()
         )
-    return found
+    return part
 
 
 def _optional(parent: nn.Module, path: str | None, where: str = "") -> nn.Module | None:
@@ -264,11 +319,11 @@ def _optional(parent: nn.Module, path: str | None, where: str = "") -> nn.Module
 
 
 def _attribute(parent: nn.Module, path: str) -> nn.Module | None:
-    found: Any = parent
+    part: Any = parent
     for name in path.split(".") if path else ():
-        found = getattr(found, name, None)
+        part = getattr(part, name, None)
 
-    return found if isinstance(found, nn.Module) else None
+    return part if isinstance(part, nn.Module) else None
 
 
 def _text_config(top: nn.Module) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offkey.checkpoints import LoadSettings, choose_threads, open_module, say
-from offkey.models._model import Model
+from offkey.models.model import Model
 from offkey.models.proofs import verify_map
 
 __all__ = ["load"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from offkey.errors import UnmappedModel
-from offkey.models._taps import tensor_of
 from offkey.models.families import Family
+from offkey.models.hooks import tensor_of
 
 __all__ = ["detect_family"]
 
@@ -140,7 +140,9 @@ def detect_family(top: nn.Module) -> Family:
         decoder=(decoder_path,),
         unembedding=() if head is None else (_path_of(top, head, where),),
         parallel=parallel,
-        softcap="final_logit_softcapping" if hasattr(config, "final_logit_softcapping") else None,
+        softcap=_setting(config, "final_logit_softcapping"),
+        logit_scale=_setting(config, "logit_scale", "lm_head_multiplier"),
+        logit_divisor=_setting(config, "logits_scaling"),
         interface=_has_interface(attention.module),
     )
 
@@ -219,6 +221,11 @@ def _check_sum(total: Tensor, residual: Tensor, what: str, block: _Block) -> Non
         raise UnmappedModel(
             f"the residual of the block is not {what}; is it scaled?", where=block.where
         )
+
+
+def _setting(config: Any, *names: str) -> str | None:
+    """The first of some settings that a configuration has."""
+    return next((name for name in names if hasattr(config, name)), None)
 
 
 def _is_linear(module: nn.Module) -> bool:

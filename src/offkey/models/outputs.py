@@ -1,28 +1,155 @@
-"""Metrics of a model's output: one number a prompt, in nats, differentiable in the logits.
+"""What a model's output says: logits, the preferred answer, divergences, and metrics.
 
-They are frozen and hashable, so that features which ask for the same one can share a pass.
+Metrics are one number a prompt, in nats, differentiable in the logits. They are frozen and
+hashable, so that features which ask for the same one can share a pass.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from offkey.data import Batch, Role
-from offkey.errors import BadInput
+from offkey.errors import BadInput, check
 
 __all__ = [
     "ChoiceLogitDifference",
     "KLToReference",
     "Metric",
+    "PreferredAnswer",
     "ResponseCrossEntropy",
     "TopLogProb",
+    "choice_logits",
     "default_metric",
+    "kl",
+    "last_logits",
+    "log_probabilities",
+    "logits_of",
+    "preferred_answer",
+    "wide",
 ]
+
+LEAST = -200.0
+"""Log-probability below which a token counts as impossible."""
+
+
+def logits_of(raw: Any) -> Tensor:
+    """The logits in what a module returned: itself, or its field ``logits``.
+
+    Raises:
+        BadInput: it returned something else.
+    """
+    logits = raw if isinstance(raw, Tensor) else getattr(raw, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise BadInput(f"the model returns {type(raw).__name__}, not logits", where="output")
+
+    return logits
+
+
+def last_logits(raw: Any) -> Float[Tensor, "batch vocab"]:
+    """Logits of the last token, or of a model without tokens.
+
+    Args:
+        raw: what a module returned, or logits ``[batch, token, vocab]`` or ``[batch, vocab]``.
+
+    Raises:
+        BadInput: these are no logits.
+    """
+    logits = logits_of(raw)
+    shape = tuple(logits.shape)
+    check(len(shape) in (2, 3), f"{shape} are no logits", where="output", error=BadInput)
+
+    return logits[:, -1] if logits.ndim == 3 else logits
+
+
+class PreferredAnswer(NamedTuple):
+    """The answer that each row prefers.
+
+    Attributes:
+        token: the likeliest first token of the row's choices, against the whole vocabulary; of a
+            row without choices the likeliest token, or class.
+        choice: its number among the row's choices; of a row without choices the token itself.
+    """
+
+    token: Int[Tensor, " batch"]
+    choice: Int[Tensor, " batch"]
+
+
+def preferred_answer(logits: Float[Tensor, "batch vocab"], batch: Batch) -> PreferredAnswer:
+    """The answer that each row prefers, each decided by itself."""
+    likeliest = logits.argmax(1)
+    if batch.choices is None:
+        return PreferredAnswer(likeliest, likeliest)
+    choices = batch.choices.to(logits.device)
+    number = choice_logits(logits, batch).argmax(1)
+    token = choices.gather(1, number[:, None])[:, 0]
+    has_choices = (choices >= 0).any(1)
+
+    return PreferredAnswer(
+        torch.where(has_choices, token, likeliest), torch.where(has_choices, number, likeliest)
+    )
+
+
+def choice_logits(
+    logits: Float[Tensor, "batch vocab"], batch: Batch
+) -> Float[Tensor, "batch choice"]:
+    r"""Logits of each row's choices; :math:`-\infty` where a row has fewer than others.
+
+    Raises:
+        BadInput: the batch has no choices.
+    """
+    if batch.choices is None:
+        raise BadInput(
+            "there are no choices",
+            where=f"batch of prompt {batch.ids[0]}",
+            mend="Give the prompts a column 'choices'",
+        )
+    choices = batch.choices.to(logits.device)
+
+    return logits.gather(1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf)
+
+
+def log_probabilities(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    """Log-probabilities, in nats, to compare others with; in float32 or better."""
+    return wide(logits).log_softmax(-1).clamp(min=LEAST)
+
+
+def kl(
+    log_p: Float[Tensor, "*rows vocab"], logits: Float[Tensor, "*rows vocab"]
+) -> Float[Tensor, "*rows"]:
+    r"""Kullback-Leibler divergence :math:`D(p \| q)` of each row, in nats.
+
+    With :math:`d` the logits of q less :math:`\log p`, centred under p,
+
+    .. math:: D(p \| q) = \ln\Big(1 + \sum_v p_v (e^{d_v} - 1 - d_v)\Big),
+
+    a sum of what is not negative: exactly zero where both are the same, and without the
+    cancellation that leaves nothing of small divergences in float32. Differentiable in the logits.
+
+    Args:
+        log_p: :func:`log_probabilities` of the reference.
+        logits: logits of q.
+    """
+    gap = (logits.to(log_p.dtype) - log_p).clamp(min=-1e4)
+    # A long sum of a large constant would round where p is spread thin.
+    gap = gap - gap.gather(-1, log_p.argmax(-1, keepdim=True))
+    p = log_p.exp()
+    gap = gap - torch.einsum("...v,...v->...", p, gap)[..., None] / p.sum(-1, keepdim=True)
+    small = torch.einsum("...v,...v->...", p, gap.expm1() - gap).log1p()
+    if bool(small.isfinite().all()):
+        return small
+    large = (log_p + gap).logsumexp(-1)
+
+    return torch.where(small.isinf(), large, small)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 if they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Metric(ABC):
@@ -43,7 +170,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True)
 class ChoiceLogitDifference(Metric):
-    r"""How much the model leans to one of the answers.
+    r"""How far the model leans towards one of the answers.
 
     With two choices, :math:`S = \ell_1 - \ell_0`: the logit of the second choice less that of the
     first, whichever is true. With more, :math:`\ell_t - \log \sum_{c \ne t} e^{\ell_c}`, where
@@ -65,7 +192,7 @@ class ChoiceLogitDifference(Metric):
                 mend="Give the prompts a column 'choices'",
             )
         exist = choices >= 0
-        answers = wide(logits).gather(1, choices.clamp(min=0)).masked_fill(~exist, -torch.inf)
+        answers = choice_logits(wide(logits), batch)
         first_two = exist.int().topk(2, dim=1).indices.sort(1).values
         pair = answers.gather(1, first_two)
         if int(count.max()) == 2:
@@ -146,11 +273,10 @@ class KLToReference(Metric):
         missing = [name for name in batch.ids if name not in self.reference]
         if missing:
             raise BadInput("there are no reference logits for it", where=f"prompt {missing[0]}")
-        log_q = wide(logits).log_softmax(-1)
+        logits = wide(logits)
         reference = torch.stack([self.reference[name] for name in batch.ids])
-        log_p = reference.to(log_q.device, log_q.dtype).log_softmax(-1)
 
-        return torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        return kl(log_probabilities(reference.to(logits.device, logits.dtype)), logits)
 
 
 def default_metric(source: Batch | Container[str]) -> Metric:
@@ -162,8 +288,3 @@ def default_metric(source: Batch | Container[str]) -> Metric:
     has_choices = source.choices is not None if isinstance(source, Batch) else "choices" in source
 
     return ChoiceLogitDifference() if has_choices else TopLogProb()
-
-
-def wide(logits: Tensor) -> Tensor:
-    """The logits in float32, or in float64 if they are."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
