@@ -7,8 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from offkey.errors import UnmappedModel
-from offkey.models import Model, Site
-from offkey.models.metrics import wide
+from offkey.models import Model, Site, wide
 
 __all__ = [
     "check_readable",
