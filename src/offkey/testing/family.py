@@ -12,6 +12,7 @@ transformers returns by itself.
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -188,12 +189,10 @@ def gradients_are_those_of_a_trainable_model(model: Model, batch: Batch) -> None
 
     twin = Model(copy.deepcopy(model.module), name="twin")
     twin.wiring.embedding.weight.requires_grad_(True)
-    kept = {}
-    handles = [twin.attach(site, lambda x, site=site: kept.update({site: x})) for site in sites]
-    logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
+    kept: dict[Site, Tensor] = {}
+    with twin.hooked({site: partial(kept.__setitem__, site) for site in sites}):
+        logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
     expected = torch.autograd.grad(metric(logits, batch).sum(), [kept[site] for site in sites])
-    for handle in handles:
-        handle.remove()
 
     for site, grad in zip(sites, expected, strict=True):
         assert torch.equal(reading.grads[site], grad), site
