@@ -11,7 +11,6 @@ They compare an edited pass with hooks written by hand, with weights changed by 
 itself.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +20,10 @@ from torch import Tensor, nn
 
 from offkey.data import Batch
 from offkey.models import Edit, Metric, Model, Site
-from offkey.testing.family import close, hook_count, real, visible
+from offkey.testing.family import ModelCheck, close, hook_count, real, visible
 from offkey.testing.random_models import outputs
 
 __all__ = ["EDIT_CONTRACT"]
-
-Check = Callable[[Model, Batch], None]
 
 
 class LogProbOfToken(Metric):
@@ -315,7 +312,7 @@ def append(batch: Batch, token: Tensor) -> Batch:
     )
 
 
-EDIT_CONTRACT: tuple[Check, ...] = (
+EDIT_CONTRACT: tuple[ModelCheck, ...] = (
     own_values_change_nothing,
     values_read_are_those_after_the_edit,
     adding_to_the_residual_is_a_hook_by_hand,

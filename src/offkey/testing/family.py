@@ -24,7 +24,7 @@ from offkey.testing.random_models import outputs
 
 __all__ = ["FAMILY_CONTRACT", "close", "hook_count", "visible"]
 
-Check = Callable[[Model, Batch], None]
+ModelCheck = Callable[[Model, Batch], None]
 
 
 def close(actual: Tensor, expected: Tensor, *, loosen: float = 1) -> None:
@@ -200,7 +200,7 @@ def gradients_are_those_of_a_trainable_model(model: Model, batch: Batch) -> None
     assert [weight.requires_grad for weight in model.module.parameters()] == trainable
 
 
-FAMILY_CONTRACT: tuple[Check, ...] = (
+FAMILY_CONTRACT: tuple[ModelCheck, ...] = (
     reading_changes_nothing,
     shapes_are_as_named,
     residual_is_the_hidden_states,
