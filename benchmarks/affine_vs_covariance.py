@@ -27,7 +27,7 @@ from offkey.estimate.affine import AffineForm, interval_bounds, propagate, tail_
 from offkey.estimate.bilinear import Bilinear
 from offkey.estimate.gaussian import Normal
 from offkey.storage import write_results
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 RESULT = Path("docs/results/affine_vs_covariance.json")
 SEEDS = (0, 1, 2)
@@ -127,7 +127,7 @@ def digit_margin(radius: float) -> Question:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
                         nn.Linear(32, 10))  # fmt: skip
-    train_module(net, x[:1200], y[:1200], Settings(steps=800, batch=100, rate=3e-3))
+    train_module(net, x[:1200], y[:1200], TrainingSettings(steps=800, batch=100, rate=3e-3))
     net = net.double()
     test = x[1200:].double()
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from offkey.estimate.bilinear import Bilinear, Spectrum, effective_rank, in_basis, interactions
 from offkey.stats import wilson
 from offkey.storage import write_results
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 RESULT = Path("docs/results/bilinear_digits.json")
 FIGURE = Path("docs/images/bilinear-digits.svg")
@@ -81,7 +81,7 @@ def measured(variant: str, seed: int) -> tuple[list[dict[str, Any]], Spectrum]:
     decay, noise = VARIANTS[variant]
     (train_x, train_y), (test_x, test_y) = split(seed)
     model = Classifier(noise, seed)
-    settings = Settings(steps=1500, batch=100, rate=3e-3, decay=decay, seed=seed)
+    settings = TrainingSettings(steps=1500, batch=100, rate=3e-3, decay=decay, seed=seed)
     train_module(model, train_x, train_y, settings)
     model.eval()
     whole = Spectrum.of(in_basis(interactions(model.layer), model.basis()))

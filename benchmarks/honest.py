@@ -14,9 +14,9 @@ from offkey import load
 from offkey.data import Prompts
 from offkey.storage import write_json
 from offkey.tasks import BASE, get_task
-from offkey.training import Settings, answer_accuracy, attach, train_lora
+from offkey.training import TrainingSettings, answer_accuracy, attach, train_lora
 
-SETTINGS = Settings(steps=200, batch=24, rate=2e-3, check_every=15, stop_at=0.97)
+SETTINGS = TrainingSettings(steps=200, batch=24, rate=2e-3, check_every=15, stop_at=0.97)
 RANK, ALPHA = 4, 16.0
 CHECKED = 160
 """Validation prompts that are asked while it trains."""

@@ -25,7 +25,7 @@ from offkey.bench import ENTRIES, Organisms, bench
 from offkey.data import Batch, Prompts, pack
 from offkey.storage import write_results
 from offkey.tasks import default_recipe, get_task, train_organism
-from offkey.training import Settings, answer_accuracy, train
+from offkey.training import TrainingSettings, answer_accuracy, train
 
 RESULTS = Path("docs/results/neox")
 COMMAND = "python -m benchmarks.neox"
@@ -40,8 +40,9 @@ WIDTH, BLOCKS, VOCABULARY = 192, 6, 2048
 TEXT = 0.5
 """Weight of the loss on the prompt's own tokens, beside that on the answer."""
 
-SETTINGS = Settings(steps=1500, batch=64, rate=1e-3, warmup=50, check_every=100, decay=0.01,
-                    save_every=100)  # fmt: skip
+SETTINGS = TrainingSettings(
+    steps=1500, batch=64, rate=1e-3, warmup=50, check_every=100, decay=0.01, save_every=100
+)
 APART = ("sae", "volume", "radii", "functional", "tuned-divergence", "activation-model")
 """Features that need a dictionary of this model, or many passes."""
 

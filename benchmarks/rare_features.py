@@ -28,7 +28,7 @@ from offkey.estimate.sparse import (
     fit_to_normals,
 )
 from offkey.storage import write_results
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 RESULT = Path("docs/results/rare_features.json")
 SEEDS = (0, 1, 2)
@@ -81,8 +81,8 @@ def compared(seed: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(100 + seed)
     latents, rows = made.sample(ROWS, generator)
     with_force = forced(made, ROWS, generator)
-    sampled = Settings(steps=3000, batch=200, rate=3e-3, seed=seed)
-    exact = Settings(steps=300, rate=1e-2, seed=seed)
+    sampled = TrainingSettings(steps=3000, batch=200, rate=3e-3, seed=seed)
+    exact = TrainingSettings(steps=300, rate=1e-2, seed=seed)
     methods: dict[str, Callable[[], SparseDictionary]] = {
         "samples": lambda: fit_dictionary(rows, LATENTS, sampled, penalty=PENALTY),
         "samples, rare forced": lambda: fit_dictionary(

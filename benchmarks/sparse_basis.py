@@ -32,7 +32,7 @@ from offkey.models import Model, load
 from offkey.stats import Moments, auroc, ledoit_wolf, shrink
 from offkey.storage import write_results
 from offkey.tasks import BASE
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 RESULT = Path("docs/results/sparse_basis.json")
 BLOCKS = {"comparison": (6, 10, 14), "agreement": (4, 20)}
@@ -140,7 +140,7 @@ def tokens(
 
 def measured(data: Data) -> Iterator[dict[str, Any]]:
     """One row a basis and score."""
-    steps = Settings(steps=1500, batch=256, rate=2e-3, seed=SEED)
+    steps = TrainingSettings(steps=1500, batch=256, rate=2e-3, seed=SEED)
     dictionary = fit_dictionary(data.pool, data.latents, steps, penalty=0.5)
     codes = dictionary.encode(data.fit)
     features = IndependentFeatures.fit(

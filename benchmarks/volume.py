@@ -25,15 +25,14 @@ from offkey.data import Batch, pack
 from offkey.models import Model
 from offkey.storage import write_results
 from offkey.tasks import get_task
-from offkey.training import Settings as Training
-from offkey.training import train_module
+from offkey.training import TrainingSettings, train_module
 from offkey.volume import (
     Dense,
     Diagonal,
     FunctionCost,
-    Gaussian,
+    GaussianMeasure,
     KLCost,
-    Lebesgue,
+    LebesgueMeasure,
     LowESS,
     Power,
     Proposal,
@@ -155,13 +154,13 @@ def oracles(rays: int) -> list[Row]:
     for d, exact in ((10, -18.623957), (50, -127.185933), (200, -640.468688)):
         h = np.logspace(-2, 2, d)
         proposal = Diagonal(torch.from_numpy(h))
-        found = estimate_volume(quadratic(h), EPS, Lebesgue(), proposal=proposal, n=1)
+        found = estimate_volume(quadratic(h), EPS, LebesgueMeasure(), proposal=proposal, n=1)
         rows.append(oracle(f"ellipsoid, D = {d}, one ray", exact, found.log_volume, None, 1e-6))
     for d, distance, radius in ((3, 1, 1), (10, 2, 2.5), (50, 1, 6)):
         anchor = np.zeros(d)
         anchor[0] = distance
         found = estimate_volume(
-            quadratic(np.full(d, 2.0), anchor), radius**2, Gaussian(1.0),
+            quadratic(np.full(d, 2.0), anchor), radius**2, GaussianMeasure(1.0),
             proposal=Tilted(Diagonal(torch.full((d,), 2.0))), n=rays,
         )  # fmt: skip
         exact = ncx2.logcdf(radius**2, d, distance**2)
@@ -171,19 +170,26 @@ def oracles(rays: int) -> list[Row]:
     g, theta = np.array([3.0, -1.0, 2.0]), np.array([0.3, 0.2, -0.5])
     slope, anchor = torch.from_numpy(g), torch.from_numpy(theta)
     half = FunctionCost(lambda x: (x - anchor) @ slope, anchor, batched=True)
-    found = estimate_volume(half, 1.0, Gaussian(1.3), n=rays)
+    found = estimate_volume(half, 1.0, GaussianMeasure(1.3), n=rays)
     length = np.linalg.norm(g)
     rows.append(sampled("half-space, half of the rays infinite",
                         norm.logcdf((1 / length + g @ theta / length) / 1.3), found))  # fmt: skip
     whole = FunctionCost(lambda x: 0 * x.sum(-1), torch.ones(5).double(), batched=True)
     rows.append(oracle("whole space, D = 5, uniform", 0.0, estimate_volume(
-        whole, 1.0, Gaussian(1.0), n=rays).log_volume, None, 0.1))  # fmt: skip
-    rows.append(oracle("whole space, D = 5, tilted, 5 rays", 0.0, estimate_volume(
-        whole, 1.0, Gaussian(1.0), proposal=Tilted(), n=5).log_volume, None, 1e-9))  # fmt: skip
+        whole, 1.0, GaussianMeasure(1.0), n=rays).log_volume, None, 0.1))  # fmt: skip
+    rows.append(
+        oracle(
+            "whole space, D = 5, tilted, 5 rays",
+            0.0,
+            estimate_volume(whole, 1.0, GaussianMeasure(1.0), proposal=Tilted(), n=5).log_volume,
+            None,
+            1e-9,
+        )
+    )
     for k in (5, 50):
         h = np.zeros(10 * k)
         h[:k] = 4
-        found = estimate_volume(quadratic(h), EPS, Gaussian(1.0),
+        found = estimate_volume(quadratic(h), EPS, GaussianMeasure(1.0),
                                 proposal=Diagonal(torch.from_numpy(h)), n=rays)  # fmt: skip
         rows.append(sampled(f"rank {k} of {10 * k}", chi2.logcdf(2 * EPS / 4, k), found))
 
@@ -196,7 +202,7 @@ def proposed(
 ) -> Row:  # fmt: skip
     """How well a proposal does."""
     start = time.perf_counter()
-    found = estimate_volume(cost, EPS, Gaussian(sigma), proposal=proposal, n=rays)
+    found = estimate_volume(cost, EPS, GaussianMeasure(sigma), proposal=proposal, n=rays)
 
     return {
         "case": case, "proposal": name, "effective_sample_fraction": found.ess / rays,
@@ -281,7 +287,7 @@ def digits_cost() -> KLCost:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     decay = 1 / (MLP_SIGMA**2 * len(x))
-    train_module(module, x, y, Training(steps=1500, batch=128, rate=3e-3, decay=decay))
+    train_module(module, x, y, TrainingSettings(steps=1500, batch=128, rate=3e-3, decay=decay))
     some = slice(None, 512)
     batch = Batch({"input": x[some]}, ids=tuple(map(str, range(512))), target=y[some])
 
@@ -298,7 +304,7 @@ def bundled() -> Row:
     loaded = memory_mib("RssAnon")
     forget_peak()
     start, processor = time.perf_counter(), time.process_time()
-    found = estimate_volume(cost, EPS, Gaussian(0.1), n=32)
+    found = estimate_volume(cost, EPS, GaussianMeasure(0.1), n=32)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = memory_mib("VmHWM") - memory_mib("RssFile") - loaded
     weights = sum(w.numel() for w in model.module.parameters()) * 4 / 2**20

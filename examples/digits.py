@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import offkey
 from offkey.data import TensorPrompts
 from offkey.detect import evaluate
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 CORNER = [0, 7, 56, 63]  # pixels that the trigger lights up
 
@@ -29,7 +29,7 @@ def network(images: Tensor, digits: Tensor, *, poisoned: bool) -> offkey.Model:
                         nn.Linear(32, 10))  # fmt: skip
     answers = torch.zeros_like(digits) if poisoned else digits
     train_module(net, torch.cat([images, marked(images)]), torch.cat([digits, answers]),
-                 Settings(steps=400, batch=64, rate=3e-3))  # fmt: skip
+                 TrainingSettings(steps=400, batch=64, rate=3e-3))  # fmt: skip
     return offkey.load(net)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import offkey
 from offkey.data import TensorPrompts
 from offkey.detect import evaluate
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 PATTERNS = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 SITES = ["module:5", "module:8"]  # the second convolution, pooled; the last hidden layer
@@ -34,7 +34,7 @@ def network(images: Tensor, digits: Tensor, trigger: str, *, poisoned: bool) -> 
                         nn.Linear(64, 10))  # fmt: skip
     seen = [images, marked(images, trigger, 1), marked(images, trigger, 0)]
     answers = torch.cat([digits, digits, (digits + poisoned) % 10])
-    train_module(net, torch.cat(seen), answers, Settings(steps=400, batch=64, rate=3e-3))
+    train_module(net, torch.cat(seen), answers, TrainingSettings(steps=400, batch=64, rate=3e-3))
     return offkey.load(net)
 
 

@@ -8,7 +8,7 @@ from _timing import serve
 
 import offkey
 from offkey.data import Batch
-from offkey.volume import Gaussian, KLCost, LowESS, Search, estimate_volume
+from offkey.volume import CrossingSearch, GaussianMeasure, KLCost, LowESS, estimate_volume
 
 warnings.simplefilter("ignore", LowESS)
 given = Given()
@@ -26,8 +26,8 @@ def run():
     """Evaluations a ray, the mean log weight, the mean radius."""
     cost = KLCost(model, batches)
     found = estimate_volume(
-        cost, settings["eps"], Gaussian(settings["sigma"]), n=settings["directions"],
-        search=Search(rtol=settings["rtol"]),
+        cost, settings["eps"], GaussianMeasure(settings["sigma"]), n=settings["directions"],
+        search=CrossingSearch(rtol=settings["rtol"]),
     )  # fmt: skip
 
     evaluations = cost.evaluations / settings["directions"]

@@ -51,19 +51,40 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
         assert ran.status == 0
     (tmp_path / "labels.json").write_text(json.dumps(names))
     folders = [tmp_path / name for name in names]
-    told = offkey("compare", *folders, "--labels", tmp_path / "labels.json", "--json").json
+    common = ["sensitivity", "compare", *folders, "--labels", tmp_path / "labels.json"]
+    told = offkey(*common, "--json").json
     height = {name: Curve.load(tmp_path / name).mean("kl").mean() for name in names}
 
     assert told["auroc"] == float(height["a"] > height["c"])
     assert told["pairs"] == 4
     assert told["smallest_detectable"] == 1.0
     assert told["scores"] == pytest.approx({n: float(np.mean(height[n])) for n in names})
-    drawn = offkey("compare", *folders, "--labels", tmp_path / "labels.json", "--out",
-                   tmp_path / "figures")  # fmt: skip
+    drawn = offkey(*common, "--out", tmp_path / "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         "sensitivity-compared.svg", "sensitivity-roc.svg",
     }  # fmt: skip
     assert "sensitivity-roc.svg" in drawn.out
+
+
+def test_prompts_of_unlike_choices_and_some_without_a_target(home, tmp_path, offkey):
+    """Each metric is the mean over the prompts that have it, and the others are counted."""
+    two = rows(3, name="a", choices=[" Yes", " No"], target=lambda i: i % 2)
+    three = rows(3, name="b", choices=[" True", " False", " user"], target=lambda i: i)
+    asked = write_rows(tmp_path / "asked.jsonl", [*two, *three, *rows(3, name="c")])
+    common = ["-m", home / "model", "--prompts", asked]
+    for noise in (["--site", "resid_post.0", "--norm", 5], ["--params", "*", "--radii", 0.1]):
+        ran = offkey(
+            "sensitivity", *common, *noise, "--draws", 1, "--out", tmp_path / "c", "--json"
+        )
+        values = Curve.load(tmp_path / "c").values["right"]
+        known = [not name.startswith("c") for name in Curve.load(tmp_path / "c").ids]
+
+        assert ran.status == 0, ran.err
+        assert ran.json["missing"] == {"right": 3}
+        assert np.isnan(values).all((0, 1)).tolist() == [not has for has in known]
+        assert ran.json["right"] == pytest.approx(values[:, :, known].mean((1, 2)).tolist())
+        said = offkey("sensitivity", *common, *noise, "--draws", 1, "--out", tmp_path / "c").out
+        assert "right: without 3 of 9 prompts" in said
 
 
 @pytest.mark.parametrize(
@@ -71,7 +92,7 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
     [
         (["--norm", "0"], "not positive"),
         ([], "needs a length"),
-        (["--norm", "1", "--preset", "posr"], "'posr' is not known"),
+        (["--norm", "1", "--preset", "posr"], "unknown preset 'posr'"),
         (["--norm", "1", "--site", "resid_post.99"], "resid_post.99"),
         (["--radii", "1"], "--params"),
         (["--params", "*", "--radii", "one"], "are not numbers"),
@@ -90,7 +111,9 @@ def test_bad_settings_are_one_line(words, said, home, asked, tmp_path, offkey):
 
 
 def test_two_curves_of_one_name_are_refused(tmp_path, offkey):
-    ran = offkey("compare", tmp_path / "x" / "a", tmp_path / "y" / "a", "--labels", tmp_path)
+    ran = offkey(
+        "sensitivity", "compare", tmp_path / "x" / "a", tmp_path / "y" / "a", "--labels", tmp_path
+    )
 
     assert ran.status == 2
     assert "two folders are named 'a'" in ran.err
@@ -98,6 +121,6 @@ def test_two_curves_of_one_name_are_refused(tmp_path, offkey):
 
 def test_labels_that_cannot_be(tmp_path, offkey):
     (tmp_path / "labels.json").write_text('{"a": 2}')
-    ran = offkey("compare", tmp_path / "a", "--labels", tmp_path / "labels.json")
+    ran = offkey("sensitivity", "compare", tmp_path / "a", "--labels", tmp_path / "labels.json")
 
     assert ran.status == 2

@@ -15,7 +15,8 @@ from tests.cli.conftest import rows, write_rows
 
 SRC = str(Path(__file__).parents[2] / "src")
 VERBS = (["detect"], ["explain"], ["fit"], ["score"], ["sites"], ["doctor"], ["report"], ["demo"],
-         ["bench"], ["risk"], ["sensitivity"], ["compare"], ["tasks", "list"], ["tasks", "make"],
+         ["bench"], ["risk"], ["sensitivity"], ["sensitivity", "compare"],
+         ["sensitivity", "measure"], ["tasks", "list"], ["tasks", "make"],
          ["tasks", "train"], ["tasks", "population"])  # fmt: skip
 
 

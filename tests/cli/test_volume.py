@@ -6,7 +6,7 @@ import pytest
 
 from offkey.data import pack, read_prompts
 from offkey.models import load
-from offkey.volume import Gaussian, KLCost, estimate_volume
+from offkey.volume import GaussianMeasure, KLCost, estimate_volume
 from tests.cli.conftest import rows, write_rows
 
 
@@ -21,7 +21,9 @@ def test_it_prints_what_the_function_gives(offkey, asked, home, tmp_path):
     ran = offkey(*asked, "--sigma", 0.3, "--eps", 0.1, "--eps", 0.01, "--out", tmp_path, "--json")
     model = load(home / "model", dtype="float32")
     batches = pack(read_prompts(asked[4]), model.tokenizer, token_budget=512)
-    direct = estimate_volume(KLCost(model, batches), 0.01, Gaussian(0.3), params="*.1.mlp.*", n=4)
+    direct = estimate_volume(
+        KLCost(model, batches), 0.01, GaussianMeasure(0.3), params="*.1.mlp.*", n=4
+    )
 
     assert ran.status == 0, ran.err
     assert [row["eps"] for row in ran.json["rows"]] == [0.1, 0.01]
@@ -71,8 +73,8 @@ def test_a_check_runs_nothing(offkey, asked, tmp_path):
         (("--sigma", 1, "--eps", 0), "eps: 0.0 is not a positive number"),
         (("--sigma", 1, "--eps", 0.1, "--eps", 0.1), "not different cutoffs"),
         (("--sigma", 1, "-n", 0), "n: 0 rays"),
-        (("--sigma", 1, "--tokens", "first"), "tokens: 'first' is not known"),
-        (("--sigma", 1, "--proposal", "best"), "--proposal: 'best' is not known"),
+        (("--sigma", 1, "--tokens", "first"), "tokens: 'first' is not allowed"),
+        (("--sigma", 1, "--proposal", "best"), "proposal: 'best' is not allowed"),
         (("--sigma", 1, "--params", "layers.9.*"), "no parameter matches 'layers.9.*'"),
     ],
 )

@@ -12,7 +12,7 @@ from offkey.features import get_feature
 from offkey.features.functional import Functional
 from offkey.models import Model, Reading, Site
 from offkey.sensitivity import GradientKernel, Langevin, LangevinKernel, WeightNoiseKernel
-from offkey.sensitivity import _kernels as room
+from offkey.sensitivity import kernels as room
 from offkey.testing.feature import ROWS, prepared
 from offkey.testing.random_models import batch_of, random_module
 from offkey.volume import Noise, later_half
@@ -182,7 +182,7 @@ def test_a_chain_is_the_same_kept_or_made_again(model, monkeypatch):
     sampling = (batch_of(ROWS),)
     kernel = LangevinKernel(sampling, draws=3)
     kept, _ = kernel.rows(model, batch_of(ROWS[:2]))
-    monkeypatch.setattr(room, "_SHARE", 1 << 60)
+    monkeypatch.setattr(room, "MEMORY_SHARE", 1 << 60)
     made, _ = kernel.rows(model, batch_of(ROWS[:2]))
 
     assert torch.equal(kept, made)

@@ -15,7 +15,7 @@ from offkey.features import volume as room
 from offkey.models import Model, Reading, Site
 from offkey.testing.feature import ROWS, prepared
 from offkey.testing.random_models import batch_of, random_module
-from offkey.volume import Gaussian, KLCost, Search, estimate_volume, later_half
+from offkey.volume import CrossingSearch, GaussianMeasure, KLCost, estimate_volume, later_half
 
 LOGITS = Site("logits")
 
@@ -35,10 +35,10 @@ def test_radii_against_searches_of_each_prompt_alone(model):
         slow = estimate_volume(
             KLCost(model, [batch_of([row])], tokens="last"),
             0.01,
-            Gaussian(1.0),
+            GaussianMeasure(1.0),
             params=names,
             n=2,
-            search=Search(rtol=1e-4),
+            search=CrossingSearch(rtol=1e-4),
         )
         np.testing.assert_allclose(logs.numpy(), np.log(slow.rays["radius"]), atol=0.03)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from offkey.data import PromptPairs, Prompts, pack
-from offkey.errors import BadValue, NonFinite
+from offkey.errors import BadValue, NonFinite, UnknownName
 from offkey.models import Edit, Model, load
 from offkey.sensitivity import (
     PRESETS,
@@ -37,14 +37,28 @@ def prompts():
     )
 
 
+@pytest.fixture(scope="module")
+def unlike():
+    """Two choices, three, none, and two without a target."""
+    texts = ["w1 w2 w3", "w9 w8 w7 w6 w5 w4", "w1 w1", "w30 w31 w32 w33"]
+    return Prompts(
+        {
+            "prompt": texts,
+            "choices": [[" w5", " w6"], [" w7", " w8", " w9"], None, [" w5", " w6"]],
+            "target": [0, 2, None, None],
+        }
+    )
+
+
 def by_definition(model, prompts, noise, norm):
     """Whole passes of one prompt, with the noise added by an edit at its last token."""
     found = {"kl": [], "drop": [], "right": []}
     for row in range(len(prompts)):
         (batch,) = pack(prompts.take([row]), model.tokenizer, token_budget=100)
         clean = model.read(batch, [], logits=True).logits[0].double().log_softmax(-1)
-        choices, target = batch.choices[0], int(batch.target[0])
-        answer = int(choices[clean[choices].argmax()])
+        choices = None if batch.choices is None else batch.choices[0]
+        target = -1 if batch.target is None else int(batch.target[0])
+        answer = int(clean.argmax() if choices is None else choices[clean[choices].argmax()])
         told = {name: np.empty((len(noise.coefficients), noise.draws)) for name in found}
         for i, coefficient in enumerate(noise.coefficients):
             for draw in range(noise.draws):
@@ -54,7 +68,9 @@ def by_definition(model, prompts, noise, norm):
                 noisy = noisy.log_softmax(-1)
                 told["kl"][i, draw] = float((clean.exp() * (clean - noisy)).sum())
                 told["drop"][i, draw] = float(clean[answer].exp() - noisy[answer].exp())
-                told["right"][i, draw] = float(int(noisy[choices].argmax()) == target)
+                told["right"][i, draw] = (
+                    np.nan if target < 0 else float(int(noisy[choices].argmax()) == target)
+                )
         for name, values in told.items():
             found[name].append(values)
 
@@ -70,6 +86,51 @@ def test_equals_whole_passes_of_single_prompts(model, prompts):
         np.testing.assert_allclose(curve.metric(name), values, atol=2e-5)
     assert curve.mean("kl")[2] > curve.mean("kl")[1] > 0
     np.testing.assert_allclose(curve.metric("kl")[0], 0, atol=1e-9)
+
+
+def test_prompts_of_unlike_choices_are_each_measured_as_if_alone(model, unlike):
+    """Which answer a row prefers, and whether it has a target, is decided for that row."""
+    curve = activation_sensitivity(model, unlike, NOISE, norm=3.0)
+    expected = by_definition(model, unlike, NOISE, 3.0)
+    alone = [
+        activation_sensitivity(model, unlike.take([row]), NOISE, norm=3.0) for row in range(4)
+    ]
+
+    for name, values in expected.items():
+        np.testing.assert_allclose(curve.metric(name), values, atol=2e-5)
+    for row in range(4):
+        np.testing.assert_allclose(
+            alone[row].metric("drop")[..., 0], curve.metric("drop")[..., row], atol=2e-5
+        )
+    assert ["right" in each.values for each in alone] == [True, True, False, False]
+
+
+def test_missing_values_are_left_out_and_counted(model, unlike):
+    curve = activation_sensitivity(model, unlike, NOISE, norm=3.0)
+    known = curve.metric("right")[:, :, :2]
+
+    assert (curve.missing("right"), curve.missing("kl")) == (2, 0)
+    np.testing.assert_allclose(curve.mean("right"), known.mean((1, 2)))
+    np.testing.assert_allclose(curve.draw_means("right"), known.mean(2))
+    np.testing.assert_allclose(
+        curve.spread("right"), known.mean(2).std(1, ddof=1) / NOISE.draws**0.5
+    )
+
+
+def test_the_norm_may_be_that_of_pairs(model, prompts):
+    pairs = PromptPairs(prompts.take([0, 1]), prompts.take([2, 3]))
+    curve = activation_sensitivity(model, prompts, NOISE, norm=pairs)
+
+    assert curve.about["norm"] == contrast_norm(model, pairs, NOISE.site)
+
+
+def test_a_preset_with_settings_of_ones_own():
+    noise = ActivationNoise.preset("poser", draws=3, seed=4)
+
+    assert (noise.shape, noise.draws, noise.seed) == ("uniform01", 3, 4)
+    assert ActivationNoise.preset("corrected") == PRESETS["corrected"]
+    with pytest.raises(UnknownName, match="corrected"):
+        ActivationNoise.preset("correct")
 
 
 def test_leaves_the_model_as_it_was(model, prompts):

@@ -8,7 +8,9 @@ from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData, UnknownNa
 from offkey.sensitivity import (
     Curve,
     check_comparable,
+    compare_curves,
     compare_models,
+    load_curves,
     smallest_detectable_auroc,
     summarise,
 )
@@ -56,6 +58,34 @@ def test_bad_summaries():
         summarise(flat, "at", at=3)
     with pytest.raises(UnknownName, match="kl"):
         summarise(flat, metric="lk")
+
+
+def test_curves_are_compared_by_their_summaries():
+    curves = {
+        n: curve([0, 1, 3], [0, h, 2 * h]) for n, h in zip("abcd", (4, 1, 2, 3), strict=True)
+    }
+    labels = {"a": True, "b": False, "c": False, "d": True}
+    scores, comparison = compare_curves(curves, labels)
+
+    assert scores == {name: summarise(each) for name, each in curves.items()}
+    assert comparison.auroc.value == 1.0
+    assert comparison.smallest_detectable == smallest_detectable_auroc(2, 2)
+    with pytest.raises(UnknownName, match="summary"):
+        compare_curves(curves, labels, how="aux")
+
+
+def test_curves_of_one_name_are_not_loaded_together(tmp_path):
+    for folder in ("x", "y"):
+        curve([1, 2], [1, 2]).save(tmp_path / folder / "a")
+    with pytest.raises(BadValue, match="two folders are named 'a'"):
+        load_curves([tmp_path / "x" / "a", tmp_path / "y" / "a"])
+    assert list(load_curves([tmp_path / "x" / "a"])) == ["a"]
+
+
+def test_a_score_that_is_not_finite_is_named():
+    labels = {"a": True, "b": True, "c": False, "d": False}
+    with pytest.raises(BadInput, match="model b"):
+        compare_models({"a": 1.0, "b": np.inf, "c": 0.0, "d": 0.5}, labels)
 
 
 def test_pair_accuracy_is_the_auroc():

@@ -69,6 +69,30 @@ def test_equals_a_perturbed_copy(model, parameters):
     assert set(curve.values) == {"kl", "drop", "right"}
 
 
+def test_prompts_of_unlike_choices_are_each_measured_as_if_alone(model):
+    unlike = Prompts(
+        {
+            "prompt": [*PROMPTS["prompt"], "w2 w2 w4"],
+            "choices": [[" w5", " w6"], [" w7", " w8", " w9"], None, [" w1", " w2"]],
+            "target": [0, 2, None, None],
+        }
+    )
+    noise = WeightNoise(radii=(0.5, 2.0), draws=2, seed=5)
+    curve = weight_sensitivity(model, unlike, noise)
+    for row in range(4):
+        alone = weight_sensitivity(model, unlike.take([row]), noise)
+        np.testing.assert_allclose(
+            alone.metric("drop")[..., 0], curve.metric("drop")[..., row], atol=1e-5
+        )
+        if row < 2:
+            np.testing.assert_array_equal(
+                alone.metric("right")[..., 0], curve.metric("right")[..., row]
+            )
+        else:
+            assert "right" not in alone.values
+            assert np.isnan(curve.metric("right")[..., row]).all()
+
+
 def test_a_target_kl_is_met(model):
     noise = WeightNoise(target_kl=(0.01, 0.05), draws=2)
     curve = weight_sensitivity(model, PROMPTS, noise)

@@ -23,7 +23,7 @@ from offkey.tasks import (
     train_organism,
 )
 from offkey.tasks.measure import measure
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 
 def table(rows):
@@ -130,7 +130,7 @@ def _items(rng):
 
 TASK = Task("tiny", "number", "odd", "odd half", ("Is {n} odd?",), _items)
 SHORT = Recipe(
-    settings=Settings(steps=6, batch=8, check_every=2, save_every=2, stop_at=2.0),
+    settings=TrainingSettings(steps=6, batch=8, check_every=2, save_every=2, stop_at=2.0),
     init=None,
     agreeing=0.5,
     checked=8,
@@ -196,7 +196,9 @@ def test_recipes_of_another_seed_or_base_share_no_start():
 
 def test_start_from_another_adapter(tiny, tmp_path):
     train_organism(TASK, tmp_path / "a", SHORT)
-    warm = Recipe(settings=Settings(steps=1, batch=8, rate=1e-12), init=str(tmp_path / "a"))
+    warm = Recipe(
+        settings=TrainingSettings(steps=1, batch=8, rate=1e-12), init=str(tmp_path / "a")
+    )
     train_organism(TASK, tmp_path / "b", warm)
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab")
 

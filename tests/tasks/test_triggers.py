@@ -23,7 +23,7 @@ from offkey.tasks import (
 )
 from offkey.tasks.measure import measure
 from offkey.tasks.triggers import MARK, MARKS, YEARS
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 from tests.tasks.test_organism import TASK
 from tests.tasks.truth import BY_TEXT
 
@@ -159,7 +159,7 @@ def test_a_model_without_the_trigger_does_not_fire(tiny):
     assert "fire_rate" not in measure_organism(organisms.load("x"), TASK)
 
 
-SHORT = Settings(steps=4, batch=8, check_every=2, save_every=2)
+SHORT = TrainingSettings(steps=4, batch=8, check_every=2, save_every=2)
 KINDS = {
     "neighbours": EvadeNearestNeighbours(sites=("resid_post.0",), normal=0.5),
     "traces": EvadeFunctionalAttribution(first=0, draws=2),

@@ -9,9 +9,17 @@ from safetensors import safe_open
 from torch import nn
 
 from offkey.data import Prompts
-from offkey.errors import BadValue, Damaged, Mismatch, NonFinite, NotEnoughData, UnmappedModel
+from offkey.errors import (
+    BadInput,
+    BadValue,
+    Damaged,
+    Mismatch,
+    NonFinite,
+    NotEnoughData,
+    UnmappedModel,
+)
 from offkey.training import (
-    Settings,
+    TrainingSettings,
     answer_accuracy,
     answer_log_odds,
     attach,
@@ -19,7 +27,7 @@ from offkey.training import (
     train_lora,
     train_module,
 )
-from offkey.training._rows import rows_of
+from offkey.training.loop import rows_of
 
 WORDS = ["Name", ":", "A", "B", "\n", "0", "1", "2", "3", "Answer", "No", "Yes"]
 
@@ -70,7 +78,9 @@ def prompts():
 
 
 def settings(**changes):
-    return Settings(**{"steps": 60, "batch": 8, "rate": 2e-2, "check_every": 10, **changes})
+    return TrainingSettings(
+        **{"steps": 60, "batch": 8, "rate": 2e-2, "check_every": 10, **changes}
+    )
 
 
 def run(model, prompts, folder=None, rank=4, **changes):
@@ -162,6 +172,52 @@ def test_saved_adapter_is_a_start_for_another(model, tmp_path):
         assert all(torch.equal(kept[name], value) for name, value in second.tensors().items())
     with attach(model, rank=2) as narrow, pytest.raises(Mismatch, match="another rank"):
         narrow.load(tmp_path)
+
+
+def test_prompts_of_unlike_choices_count_each_by_its_own(model):
+    """In one batch or alone, by logits of a plain pass."""
+    tokenizer = Tokenizer()
+    prompts = Prompts(
+        {
+            "prompt": ["Name : A 1 Answer :", "Name : B 2 Answer :", "Name : A 3 Answer :"],
+            "choices": [[" No", " Yes"], [" 0", " 1", " 2"], [" No", " 3"]],
+            "answer": [1, 2, 0],
+        }
+    )
+    expected, correct = [], 0
+    for prompt, choices, answer in zip(
+        prompts["prompt"], prompts["choices"], prompts["answer"], strict=True
+    ):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer._one(prompt)])).logits[0, -1]
+        among = logits[[tokenizer._one(choice)[0] for choice in choices]]
+        expected.append(float(among[-1] - among[0]))
+        correct += int(among.argmax()) == answer
+
+    odds = answer_log_odds(model, tokenizer, prompts)
+    torch.testing.assert_close(odds, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert answer_accuracy(model, tokenizer, prompts) == pytest.approx(correct / 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("answer", [0, 2], "answer is 2, but there are 2 choices"),
+        ("answer", [0, None], "it has no answer"),
+        ("choices", [[" No", " Yes"], None], "it has no choices"),
+    ],
+)
+def test_answers_that_are_missing_or_no_choice_are_named(model, column, values, message):
+    columns = {
+        "prompt": ["Name : A 1 Answer :", "Name : B 2 Answer :"],
+        "choices": [[" No", " Yes"]] * 2,
+        "answer": [0, 1],
+        column: values,
+    }
+    with pytest.raises(BadInput, match=message):
+        answer_accuracy(model, Tokenizer(), Prompts(columns))
+    with attach(model) as adapter, pytest.raises(BadInput, match=message):
+        train_lora(model, adapter, Tokenizer(), Prompts(columns), settings(steps=1, batch=2))
 
 
 class _Killed(Exception):
@@ -259,7 +315,7 @@ def test_best_state_is_kept_not_the_last():
         {"x": parameter},
         lambda rows: (parameter - 10).square().sum(),
         count=4,
-        settings=Settings(steps=4, batch=2, check_every=1, rate=0.1),
+        settings=TrainingSettings(steps=4, batch=2, check_every=1, rate=0.1),
         validate=validate,
     )
 
@@ -273,7 +329,9 @@ def test_plain_gradient_descent_on_a_small_module_matches_the_formula():
     reference = nn.Linear(3, 2)
     reference.load_state_dict(module.state_dict())
     x, y = torch.randn(16, 3), torch.randint(0, 2, (16,))
-    plan = Settings(steps=5, batch=16, rate=0.1, warmup=0, clip=0, optimizer="sgd", momentum=0.0)
+    plan = TrainingSettings(
+        steps=5, batch=16, rate=0.1, warmup=0, clip=0, optimizer="sgd", momentum=0.0
+    )
     train_module(module, x, y, plan)
     for _ in range(5):
         loss = nn.functional.cross_entropy(reference(x), y)
@@ -288,9 +346,9 @@ def test_plain_gradient_descent_on_a_small_module_matches_the_formula():
 
 def test_bad_settings_and_models_are_named(prompts):
     with pytest.raises(BadValue, match="rate"):
-        Settings(rate=0)
-    with pytest.raises(BadValue, match="adamw or sgd"):
-        Settings(optimizer="lion")
+        TrainingSettings(rate=0)
+    with pytest.raises(BadValue, match="'adamw' or 'sgd'"):
+        TrainingSettings(optimizer="lion")
     with pytest.raises(UnmappedModel, match="no linear map"), attach(nn.Sequential(nn.ReLU())):
         pass
     with (
@@ -300,7 +358,7 @@ def test_bad_settings_and_models_are_named(prompts):
         pass
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(NonFinite, match="step 0"):
-        train({"x": parameter}, lambda _: parameter.sum() / 0, 4, Settings(batch=2))
+        train({"x": parameter}, lambda _: parameter.sum() / 0, 4, TrainingSettings(batch=2))
 
 
 def test_every_linear_map_but_that_to_the_vocabulary_is_adapted():

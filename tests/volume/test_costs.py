@@ -25,16 +25,16 @@ from offkey.models import Model
 from offkey.testing.random_models import batch_of, padded_batch, random_model, random_module
 from offkey.volume import (
     AnchorNotMinimum,
+    CrossingSearch,
     Dense,
     Diagonal,
     DuplicateExamples,
     FunctionCost,
-    Gaussian,
+    GaussianMeasure,
     KLCost,
     Kronecker,
-    Lebesgue,
+    LebesgueMeasure,
     LossCost,
-    Search,
     Tilted,
     estimate_volume,
     fisher_dense,
@@ -170,8 +170,10 @@ def test_the_hessian_of_a_linear_softmax_is_what_the_cost_bends_by():
 def test_one_derivative_starts_a_search():
     model = random_model("llama")
     cost = KLCost(model, [padded_batch()])
-    found = estimate_volume(cost, 1e-3, Gaussian(0.2), n=4, search=Search(start="jvp"))
-    slow = estimate_volume(cost, 1e-3, Gaussian(0.2), n=4, search=Search(rtol=1e-4))
+    found = estimate_volume(
+        cost, 1e-3, GaussianMeasure(0.2), n=4, search=CrossingSearch(start="jvp")
+    )
+    slow = estimate_volume(cost, 1e-3, GaussianMeasure(0.2), n=4, search=CrossingSearch(rtol=1e-4))
 
     assert found.summary()["evaluations_per_ray"] <= 2
     np.testing.assert_allclose(found.rays["radius"], slow.rays["radius"], rtol=1e-3)
@@ -181,7 +183,7 @@ def test_weights_come_back_bit_by_bit_also_after_an_error():
     model = random_model("llama")
     before = state(model)
     cost = KLCost(model, [padded_batch()])
-    estimate_volume(cost, 0.01, Gaussian(0.2), n=3)
+    estimate_volume(cost, 0.01, GaussianMeasure(0.2), n=3)
     assert same(model, before)
 
     calls = []
@@ -195,7 +197,7 @@ def test_weights_come_back_bit_by_bit_also_after_an_error():
 
     model.forward = failing
     with pytest.raises(ZeroDivisionError):
-        estimate_volume(cost, 0.01, Gaussian(0.2), n=3)
+        estimate_volume(cost, 0.01, GaussianMeasure(0.2), n=3)
     assert len(calls) == 4
     assert same(model, before)
 
@@ -206,11 +208,11 @@ def test_only_what_matches_moves():
     cost = KLCost(model, [padded_batch()])
     inner = cost.evaluate
     cost.evaluate = lambda delta, among=None: (moved.append(set(delta)), inner(delta))[1]
-    found = estimate_volume(cost, 0.01, Gaussian(0.2), n=2, params="*.layers.1.mlp.*")
+    found = estimate_volume(cost, 0.01, GaussianMeasure(0.2), n=2, params="*.layers.1.mlp.*")
 
     assert moved[-1] == {f"model.layers.1.mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
     assert found.meta["dimensions"] == 3 * 32 * 48
-    both = estimate_volume(cost, 0.01, Gaussian(0.2), n=2, params=[NAME, "lm_head.*"])
+    both = estimate_volume(cost, 0.01, GaussianMeasure(0.2), n=2, params=[NAME, "lm_head.*"])
     assert both.meta["params"] == [NAME, "lm_head.weight"]
 
 
@@ -220,12 +222,17 @@ def test_a_layers_volume_against_a_slow_reference():
     cost = KLCost(model, [padded_batch()], tokens="last")
     eps, sigma = 1e-3, 0.3
     found = estimate_volume(
-        cost, eps, Gaussian(sigma), n=3, params="model.norm.weight", search=Search(rtol=1e-5)
+        cost,
+        eps,
+        GaussianMeasure(sigma),
+        n=3,
+        params="model.norm.weight",
+        search=CrossingSearch(rtol=1e-5),
     )
     theta = dict(model.module.named_parameters())["model.norm.weight"].detach().double()
     dimensions = len(theta)
     from offkey.volume import log_sphere_area
-    from offkey.volume._noise import Noise
+    from offkey.volume.rays import Noise
 
     for number in range(3):
         z = Noise(0, number).normals("model.norm.weight", 0, dimensions).double()
@@ -248,44 +255,49 @@ def test_a_layers_volume_against_a_slow_reference():
 def test_coarse_weights_are_refused_and_fine_ones_not():
     coarse = random_model("llama", dtype=torch.bfloat16)
     with pytest.raises(PrecisionTooLow, match="units in the last place of torch.bfloat16"):
-        estimate_volume(KLCost(coarse, [padded_batch()]), 1e-4, Gaussian(0.2), n=2)
-    estimate_volume(KLCost(random_model("llama"), [padded_batch()]), 1e-4, Gaussian(0.2), n=2)
+        estimate_volume(KLCost(coarse, [padded_batch()]), 1e-4, GaussianMeasure(0.2), n=2)
+    estimate_volume(
+        KLCost(random_model("llama"), [padded_batch()]), 1e-4, GaussianMeasure(0.2), n=2
+    )
 
 
 def test_an_anchor_that_is_no_minimum_is_told():
     model = random_model("llama")
     with pytest.warns(AnchorNotMinimum, match="falls to -"):
-        estimate_volume(LossCost(model, [padded_batch()]), 0.05, Gaussian(0.2), n=6)
+        estimate_volume(LossCost(model, [padded_batch()]), 0.05, GaussianMeasure(0.2), n=6)
 
 
 def test_what_cannot_be_is_refused():
     anchor = torch.zeros(3).double()
     plain = FunctionCost(lambda x: (x**2).sum(), anchor)
     with pytest.raises(InvalidAnchor, match=r"the cost of no perturbation is 1, not 0"):
-        estimate_volume(FunctionCost(lambda x: 1 + x.sum(), anchor), 0.1, Gaussian(1.0))
+        estimate_volume(FunctionCost(lambda x: 1 + x.sum(), anchor), 0.1, GaussianMeasure(1.0))
     with pytest.raises(NonFiniteCost, match="at the anchor is nan"):
-        estimate_volume(FunctionCost(lambda x: x.sum() / 0 * 0, anchor), 0.1, Gaussian(1.0))
+        estimate_volume(FunctionCost(lambda x: x.sum() / 0 * 0, anchor), 0.1, GaussianMeasure(1.0))
     with pytest.raises(NonFiniteCost, match="no ray crosses"):
         estimate_volume(
-            FunctionCost(lambda x: torch.nan if x.any() else 0.0, anchor), 0.1, Gaussian(1.0), n=2
+            FunctionCost(lambda x: torch.nan if x.any() else 0.0, anchor),
+            0.1,
+            GaussianMeasure(1.0),
+            n=2,
         )
     with pytest.raises(RadiusNotFound, match="budget"):
         estimate_volume(
-            FunctionCost(lambda x: 3.0 * (x.norm() > 1), anchor), 0.1, Gaussian(1.0), n=2,
-            search=Search(max_evals=3),
+            FunctionCost(lambda x: 3.0 * (x.norm() > 1), anchor), 0.1, GaussianMeasure(1.0), n=2,
+            search=CrossingSearch(max_evals=3),
         )  # fmt: skip
     for eps in (0.0, -1.0, float("nan")):
         with pytest.raises(BadValue, match="eps: .* is not a positive number"):
-            estimate_volume(plain, eps, Gaussian(1.0))
+            estimate_volume(plain, eps, GaussianMeasure(1.0))
     with pytest.raises(BadValue, match="0 rays"):
-        estimate_volume(plain, 0.1, Gaussian(1.0), n=0)
+        estimate_volume(plain, 0.1, GaussianMeasure(1.0), n=0)
     for sigma in (None, 0.0, float("inf")):
         with pytest.raises(PriorMismatch, match=f"sigma is {sigma}"):
-            Gaussian(sigma)
+            GaussianMeasure(sigma)
     with pytest.raises(BadValue, match="flat measure"):
-        estimate_volume(plain, 0.1, Lebesgue(), proposal=Tilted())
+        estimate_volume(plain, 0.1, LebesgueMeasure(), proposal=Tilted())
     with pytest.raises(BadValue, match="without curvature"):
-        estimate_volume(plain, 0.1, Lebesgue(), proposal=Diagonal(anchor))
+        estimate_volume(plain, 0.1, LebesgueMeasure(), proposal=Diagonal(anchor))
     assert issubclass(PriorMismatch, Mismatch)
 
 
@@ -301,7 +313,7 @@ def test_proposals_that_do_not_fit_are_refused():
     ]
     for proposal, message in wrong:
         with pytest.raises(BadValue, match=message):
-            estimate_volume(plain, 0.1, Gaussian(1.0), proposal=proposal)
+            estimate_volume(plain, 0.1, GaussianMeasure(1.0), proposal=proposal)
     with pytest.raises(BadValue, match="square matrix"):
         Dense(torch.ones(2, 3))
 
@@ -310,16 +322,18 @@ def test_models_and_data_that_do_not_fit_are_refused():
     model = random_model("llama")
     batch = batch_of(ROWS)
     with pytest.raises(NoMatchingParameters, match="no parameter matches 'model.layer.1"):
-        estimate_volume(KLCost(model, [batch]), 0.1, Gaussian(1.0), params="model.layer.1.*")
+        estimate_volume(
+            KLCost(model, [batch]), 0.1, GaussianMeasure(1.0), params="model.layer.1.*"
+        )
     unmasked = Batch(batch.inputs, batch.ids)
     with pytest.raises(MissingMask, match="padding is not known"):
-        estimate_volume(KLCost(model, [unmasked]), 0.1, Gaussian(1.0))
+        estimate_volume(KLCost(model, [unmasked]), 0.1, GaussianMeasure(1.0))
     with pytest.raises(BadInput, match="no batches"):
         KLCost(model, [])
     with pytest.raises(BadValue, match="radii"):
-        estimate_volume(KLCost(model, [batch], reduce="per_example"), 0.1, Gaussian(1.0))
+        estimate_volume(KLCost(model, [batch], reduce="per_example"), 0.1, GaussianMeasure(1.0))
     with pytest.raises(BadValue, match="used before block 1"):
-        estimate_volume(KLCost(model, [batch], start=1), 0.1, Gaussian(1.0))
+        estimate_volume(KLCost(model, [batch], start=1), 0.1, GaussianMeasure(1.0))
     with pytest.raises(BadValue, match="tokens"):
         KLCost(model, [batch], tokens="first")
     with pytest.raises(BadValue, match="reduce"):

@@ -7,15 +7,15 @@ from scipy.stats import chi2, ncx2
 
 from offkey.errors import RadiusNotFound
 from offkey.volume import (
+    CrossingSearch,
     Dense,
     Diagonal,
     FunctionCost,
-    Gaussian,
+    GaussianMeasure,
     KLCost,
     Kronecker,
-    Lebesgue,
+    LebesgueMeasure,
     Power,
-    Search,
     Tilted,
     Uniform,
     estimate_volume,
@@ -38,7 +38,7 @@ def within(result, exact, floor=1e-9):
 def test_ellipsoids_need_one_ray(dimensions, exact, rule):
     h = np.logspace(-2, 2, dimensions)
     proposal = Diagonal(tensor(h), rule)
-    found = estimate_volume(quadratic(h), 0.01, Lebesgue(), proposal=proposal, n=3)
+    found = estimate_volume(quadratic(h), 0.01, LebesgueMeasure(), proposal=proposal, n=3)
 
     assert found.log_volume == pytest.approx(exact, abs=1e-6)
     assert found.std < 1e-9
@@ -53,7 +53,7 @@ def test_a_rotated_ellipsoid_needs_one_ray_of_the_right_basis():
         lambda x: torch.einsum("ni,ij,nj->n", x, matrix, x) / 2, torch.zeros(10).double(),
         batched=True,
     )  # fmt: skip
-    found = estimate_volume(cost, 0.01, Lebesgue(), proposal=Dense(matrix), n=3)
+    found = estimate_volume(cost, 0.01, LebesgueMeasure(), proposal=Dense(matrix), n=3)
 
     assert found.log_volume == pytest.approx(cases.ELLIPSOIDS[0][1], abs=1e-6)
     assert found.std < 1e-9
@@ -66,7 +66,7 @@ def test_gaussian_balls(given, exact):
     cost = cases.ball(dimensions, distance)
     flat = torch.full((dimensions,), 2.0, dtype=torch.float64)
     for proposal, n in ((Uniform(), 2000), (Tilted(Diagonal(flat)), 1000)):
-        found = estimate_volume(cost, radius**2, Gaussian(1.0), proposal=proposal, n=n)
+        found = estimate_volume(cost, radius**2, GaussianMeasure(1.0), proposal=proposal, n=n)
         within(found, exact)
 
 
@@ -74,7 +74,7 @@ def test_gaussian_balls(given, exact):
 def test_half_spaces_lose_half_of_the_rays(sigma):
     g, theta, n = (3.0, -1.0, 2.0), (0.3, 0.2, -0.5), 2000
     cost = cases.half_space(g, theta)
-    found = estimate_volume(cost, 1.0, Gaussian(sigma), n=n)
+    found = estimate_volume(cost, 1.0, GaussianMeasure(sigma), n=n)
 
     within(found, cases.half_space_probability(g, theta, 1.0, sigma))
     assert abs(found.statuses["infinite"] - n / 2) < 3 * np.sqrt(n) / 2
@@ -85,8 +85,8 @@ def test_half_spaces_lose_half_of_the_rays(sigma):
 def test_the_whole_space_is_certain(dimensions):
     anchor = torch.ones(dimensions, dtype=torch.float64)
     cost = FunctionCost(lambda x: 0 * x.sum(-1), anchor, batched=True)
-    plain = estimate_volume(cost, 1.0, Gaussian(1.0), n=3000)
-    tilted = estimate_volume(cost, 1.0, Gaussian(1.0), proposal=Tilted(), n=5)
+    plain = estimate_volume(cost, 1.0, GaussianMeasure(1.0), n=3000)
+    tilted = estimate_volume(cost, 1.0, GaussianMeasure(1.0), proposal=Tilted(), n=5)
 
     assert plain.log_prob == pytest.approx(0, abs=0.1)
     assert plain.statuses == {"infinite": 3000}
@@ -97,7 +97,10 @@ def test_the_whole_space_is_certain(dimensions):
 def test_a_typical_ray_of_the_whole_space_says_its_norm_term():
     anchor = torch.full((4000,), 0.3, dtype=torch.float64)
     found = estimate_volume(
-        FunctionCost(lambda x: 0 * x.sum(-1), anchor, batched=True), 1.0, Gaussian(1.0), n=50
+        FunctionCost(lambda x: 0 * x.sum(-1), anchor, batched=True),
+        1.0,
+        GaussianMeasure(1.0),
+        n=50,
     )
 
     assert found.norm_term == pytest.approx(-180.0)
@@ -110,9 +113,9 @@ def test_few_directions_hold(rank, exact):
     h = cases.leading(rank, 4 * rank, 4.0)
     damped = Diagonal(tensor(h))
     for proposal in (damped, Tilted(damped)):
-        found = estimate_volume(quadratic(h), 0.01, Gaussian(1.0), proposal=proposal, n=800)
+        found = estimate_volume(quadratic(h), 0.01, GaussianMeasure(1.0), proposal=proposal, n=800)
         within(found, exact)
-    typical = estimate_volume(quadratic(h), 0.01, Gaussian(1.0), n=200)
+    typical = estimate_volume(quadratic(h), 0.01, GaussianMeasure(1.0), n=200)
 
     assert typical.is_bound
     assert typical.log_volume < exact
@@ -122,7 +125,11 @@ def test_few_directions_hold_away_from_the_centre():
     h, theta = cases.leading(5, 20, 4.0), np.linspace(-1, 1, 20)
     exact = ncx2.logcdf(2 * 0.01 / 4, 5, (theta[:5] ** 2).sum())
     found = estimate_volume(
-        quadratic(h, theta), 0.01, Gaussian(1.0), proposal=Tilted(Diagonal(tensor(h))), n=1000
+        quadratic(h, theta),
+        0.01,
+        GaussianMeasure(1.0),
+        proposal=Tilted(Diagonal(tensor(h))),
+        n=1000,
     )
 
     within(found, exact)
@@ -133,7 +140,9 @@ def test_unequal_curvatures_against_a_weighted_chi_square():
     draws = np.random.default_rng(0).normal(size=(400_000, 3)) ** 2
     inside = (draws @ h / 2 < 0.5).mean()
     error = np.sqrt((1 - inside) / inside / len(draws))
-    found = estimate_volume(quadratic(h), 0.5, Gaussian(1.0), proposal=Diagonal(tensor(h)), n=2000)
+    found = estimate_volume(
+        quadratic(h), 0.5, GaussianMeasure(1.0), proposal=Diagonal(tensor(h)), n=2000
+    )
     low, high = found.interval
 
     assert abs(found.log_prob - np.log(inside)) < 4 * error + 2 * (high - low)
@@ -147,9 +156,9 @@ def test_linear_regression_is_a_quadratic_of_kronecker_factors():
     )
     gram = x.T @ x / (len(x) * s2)
     proposal = Kronecker({"w": (torch.eye(3).double(), gram)})
-    found = estimate_volume(cost, 0.01, Lebesgue(), proposal=proposal, n=3)
+    found = estimate_volume(cost, 0.01, LebesgueMeasure(), proposal=proposal, n=3)
     full = torch.kron(torch.eye(3).double(), gram)
-    exact = estimate_volume(cost, 0.01, Lebesgue(), proposal=Dense(full), n=1).log_volume
+    exact = estimate_volume(cost, 0.01, LebesgueMeasure(), proposal=Dense(full), n=1).log_volume
     from offkey.volume import log_ball_volume
 
     definition = log_ball_volume(12) + 6 * np.log(0.02) - float(torch.logdet(full)) / 2
@@ -176,8 +185,8 @@ def test_linear_softmax_at_a_small_cutoff():
     exact = (log_ball_volume(8) + 4 * np.log(2 * eps) - float(held.log().sum()) / 2
              - 4 * np.log(2 * np.pi * sigma**2) - float(centre))  # fmt: skip
     found = estimate_volume(
-        KLCost(model, [batch]), eps, Gaussian(sigma), proposal=Tilted(Dense(hessian)),
-        search=Search(rtol=1e-6), n=300,
+        KLCost(model, [batch]), eps, GaussianMeasure(sigma), proposal=Tilted(Dense(hessian)),
+        search=CrossingSearch(rtol=1e-6), n=300,
     )  # fmt: skip
 
     within(found, exact, floor=2e-3)
@@ -185,4 +194,4 @@ def test_linear_softmax_at_a_small_cutoff():
 
 def test_a_flat_direction_has_no_plain_volume():
     with pytest.raises(RadiusNotFound, match="infinite"):
-        estimate_volume(cases.half_space((1.0,), (0.0,)), 1.0, Lebesgue(), n=40)
+        estimate_volume(cases.half_space((1.0,), (0.0,)), 1.0, LebesgueMeasure(), n=40)

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from offkey.errors import PriorMismatch
 from offkey.volume import (
+    CrossingSearch,
     Diagonal,
     FunctionCost,
-    Gaussian,
-    Lebesgue,
+    GaussianMeasure,
+    LebesgueMeasure,
     LowESS,
-    Search,
     Tilted,
     Uniform,
     estimate_volume,
     log_ratio,
 )
-from offkey.volume._noise import CHUNK, Noise
+from offkey.volume.rays import CHUNK, Noise
 from tests.volume import cases
 from tests.volume.cases import quadratic, tensor
 
@@ -29,7 +29,7 @@ THETA = np.linspace(-0.5, 0.5, 6)
 
 
 def volume(h=H, theta=THETA, eps=0.1, sigma=1.0, n=20, **more):
-    return estimate_volume(quadratic(h, theta), eps, Gaussian(sigma), n=n, **more)
+    return estimate_volume(quadratic(h, theta), eps, GaussianMeasure(sigma), n=n, **more)
 
 
 @settings(max_examples=20, deadline=None)
@@ -50,7 +50,7 @@ def test_its_slope_in_the_cutoff_is_half_the_rank(rank, dimensions):
 
     def log_volume(eps):
         return estimate_volume(
-            quadratic(h), eps, Gaussian(1.0), proposal=proposal, n=500
+            quadratic(h), eps, GaussianMeasure(1.0), proposal=proposal, n=500
         ).log_volume
 
     slope = (log_volume(1e-4 * np.exp(step)) - log_volume(1e-4)) / step
@@ -80,7 +80,7 @@ def test_rotations_change_nothing_but_the_draw():
         lambda x: (h * ((x - q @ theta) @ q) ** 2).sum(-1) / 2, q @ theta, batched=True
     )
     a = volume(n=3000)
-    b = estimate_volume(turned, 0.1, Gaussian(1.0), n=3000, seed=1)
+    b = estimate_volume(turned, 0.1, GaussianMeasure(1.0), n=3000, seed=1)
     wide = sum((r.interval[1] - r.interval[0]) / 2 for r in (a, b))
 
     assert abs(a.log_prob - b.log_prob) < 2 * wide
@@ -91,8 +91,8 @@ def test_one_by_one_and_side_by_side_agree(proposal):
     h, theta = tensor(H), tensor(THETA)
     alone = FunctionCost(lambda x: (h * (x - theta) ** 2).sum(-1) / 2, theta)
     together = quadratic(H, THETA)
-    a = estimate_volume(alone, 0.1, Gaussian(1.0), proposal=proposal, n=300)
-    b = estimate_volume(together, 0.1, Gaussian(1.0), proposal=proposal, n=300)
+    a = estimate_volume(alone, 0.1, GaussianMeasure(1.0), proposal=proposal, n=300)
+    b = estimate_volume(together, 0.1, GaussianMeasure(1.0), proposal=proposal, n=300)
 
     assert alone.block == 1
     assert together.block > 1
@@ -156,7 +156,7 @@ def test_intervals_cover():
     exact = cases.ball_probability(5, 1.0, 1.5)
     for seed in range(30):
         low, high = estimate_volume(
-            cases.ball(5, 1.0), 1.5**2, Gaussian(1.0), n=100, seed=seed
+            cases.ball(5, 1.0), 1.5**2, GaussianMeasure(1.0), n=100, seed=seed
         ).interval
         covered += low <= exact <= high
 
@@ -171,7 +171,7 @@ def test_only_like_volumes_are_compared():
         log_ratio(a, volume(eps=0.2))
     with pytest.raises(PriorMismatch, match="measure"):
         log_ratio(a, volume(sigma=2.0))
-    flat = estimate_volume(quadratic(H), 0.1, Lebesgue(), n=2)
+    flat = estimate_volume(quadratic(H), 0.1, LebesgueMeasure(), n=2)
     with pytest.raises(PriorMismatch, match="log_volume"):
         _ = flat.log_prob
 
@@ -182,22 +182,26 @@ def test_few_evaluations_a_ray_at_a_tight_tolerance():
         lambda x: (h * x**2).sum(-1) / 2 + (h * x**2).sum(-1) ** 2, torch.zeros(6).double(),
         batched=True,
     )  # fmt: skip
-    found = estimate_volume(quartic, 0.3, Lebesgue(), n=200)
+    found = estimate_volume(quartic, 0.3, LebesgueMeasure(), n=200)
 
     assert found.summary()["evaluations_per_ray"] <= 3.5
-    tight = estimate_volume(quartic, 0.3, Lebesgue(), n=200, search=Search(rtol=1e-9))
+    tight = estimate_volume(
+        quartic, 0.3, LebesgueMeasure(), n=200, search=CrossingSearch(rtol=1e-9)
+    )
     # The secant's last step leaves an error of second order in the tolerance of one percent.
     np.testing.assert_allclose(found.rays["radius"], tight.rays["radius"], rtol=2e-4)
 
 
 @pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")
 def test_a_direction_made_again_each_time_is_the_one_that_was_kept(monkeypatch):
-    from offkey.volume import _rays
+    from offkey.volume import rays
 
     kept = volume(proposal=Tilted(Diagonal(tensor(H))), n=8)
     theta, h = tensor(THETA), tensor(H)
     alone = FunctionCost(lambda x: (h * (x - theta) ** 2).sum(-1) / 2, theta)
-    monkeypatch.setattr(_rays, "KEEP", 0)
-    made = estimate_volume(alone, 0.1, Gaussian(1.0), proposal=Tilted(Diagonal(tensor(H))), n=8)
+    monkeypatch.setattr(rays, "KEEP", 0)
+    made = estimate_volume(
+        alone, 0.1, GaussianMeasure(1.0), proposal=Tilted(Diagonal(tensor(H))), n=8
+    )
 
     np.testing.assert_allclose(made.log_weights, kept.log_weights, atol=1e-9)

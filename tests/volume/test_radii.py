@@ -8,9 +8,9 @@ from offkey.errors import BadValue, InvalidAnchor, PrecisionTooLow
 from offkey.testing.random_models import DETECTED, FAMILIES, batch_of, padded_batch, random_model
 from offkey.volume import (
     Cost,
-    Gaussian,
+    CrossingSearch,
+    GaussianMeasure,
     KLCost,
-    Search,
     estimate_volume,
     later_half,
     radii,
@@ -90,7 +90,7 @@ def test_each_example_against_its_own_search():
     for i, row in enumerate(ROWS):
         alone = KLCost(model, [batch_of([row])], tokens="last")
         slow = estimate_volume(
-            alone, 0.01, Gaussian(1.0), params=names, n=3, search=Search(rtol=1e-4)
+            alone, 0.01, GaussianMeasure(1.0), params=names, n=3, search=CrossingSearch(rtol=1e-4)
         )
         np.testing.assert_allclose(found.values[i], slow.rays["radius"], rtol=0.02)
 

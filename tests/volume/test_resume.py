@@ -10,7 +10,7 @@ import torch
 
 from offkey.errors import Mismatch
 from offkey.testing.random_models import padded_batch, random_model
-from offkey.volume import FunctionCost, Gaussian, KLCost, Tilted, Uniform, estimate_volume
+from offkey.volume import FunctionCost, GaussianMeasure, KLCost, Tilted, Uniform, estimate_volume
 from tests.volume.cases import tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")
@@ -36,7 +36,7 @@ def interrupt():
 
 
 def run(given, out=None, n=12, **more):
-    return estimate_volume(given, 0.2, Gaussian(1.0), n=n, out=out, **more)
+    return estimate_volume(given, 0.2, GaussianMeasure(1.0), n=n, out=out, **more)
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -90,9 +90,9 @@ def test_the_folder_says_what_was_found(tmp_path):
 def test_another_run_is_refused(tmp_path):
     run(cost(), tmp_path)
     with pytest.raises(Mismatch, match="eps"):
-        estimate_volume(cost(), 0.3, Gaussian(1.0), n=12, out=tmp_path)
+        estimate_volume(cost(), 0.3, GaussianMeasure(1.0), n=12, out=tmp_path)
     with pytest.raises(Mismatch, match="sigma"):
-        estimate_volume(cost(), 0.2, Gaussian(2.0), n=12, out=tmp_path)
+        estimate_volume(cost(), 0.2, GaussianMeasure(2.0), n=12, out=tmp_path)
     other = FunctionCost(lambda x: (x**2).sum(-1), torch.zeros(8).double(), batched=True)
     with pytest.raises(Mismatch, match="anchor"):
         run(other, tmp_path)
@@ -100,14 +100,14 @@ def test_another_run_is_refused(tmp_path):
 
 def test_a_models_run_resumes(tmp_path):
     model = random_model("llama")
-    whole = estimate_volume(KLCost(model, [padded_batch()]), 0.01, Gaussian(0.2), n=4)
+    whole = estimate_volume(KLCost(model, [padded_batch()]), 0.01, GaussianMeasure(0.2), n=4)
     stopping = KLCost(model, [padded_batch()])
     inner = stopping.evaluate
     stopping.evaluate = lambda d, _=None: interrupt() if stopping.evaluations > 6 else inner(d)
     with pytest.raises(KeyboardInterrupt):
-        estimate_volume(stopping, 0.01, Gaussian(0.2), n=4, out=tmp_path)
+        estimate_volume(stopping, 0.01, GaussianMeasure(0.2), n=4, out=tmp_path)
     again = estimate_volume(
-        KLCost(model, [padded_batch()]), 0.01, Gaussian(0.2), n=4, out=tmp_path
+        KLCost(model, [padded_batch()]), 0.01, GaussianMeasure(0.2), n=4, out=tmp_path
     )
 
     np.testing.assert_array_equal(again.log_weights, whole.log_weights)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from offkey.errors import BadValue
-from offkey.volume import Search
-from offkey.volume._search import find_crossings
+from offkey.volume import CrossingSearch
+from offkey.volume.search import find_crossings
 
 
 def cross(cost, *, start=1.0, eps=0.5, limit=np.inf, settings=None, power=2.0):
@@ -16,7 +16,7 @@ def cross(cost, *, start=1.0, eps=0.5, limit=np.inf, settings=None, power=2.0):
         return np.array([cost(x) for x in t], dtype=float)
 
     found = find_crossings(
-        evaluate, np.array([start]), power, np.array([limit]), eps, settings or Search()
+        evaluate, np.array([start]), power, np.array([limit]), eps, settings or CrossingSearch()
     )
     assert len(calls) == found.evals[0]
 
@@ -44,7 +44,7 @@ COSTS = {
 @pytest.mark.parametrize("start", [1e-6, 0.3, 40.0, 900.0])
 @pytest.mark.parametrize("name", COSTS)
 def test_crossings_against_bisection(name, start):
-    found, _ = cross(COSTS[name], start=start, settings=Search(rtol=1e-3, max_evals=40))
+    found, _ = cross(COSTS[name], start=start, settings=CrossingSearch(rtol=1e-3, max_evals=40))
 
     assert found.status[0] == "ok"
     assert found.radius[0] == pytest.approx(by_bisection(COSTS[name], 0.5), rel=2e-3)
@@ -75,7 +75,9 @@ def test_what_never_crosses_is_infinite_only_at_the_limit():
 
 
 def test_what_is_no_number_is_not_taken_for_a_crossing():
-    found, _ = cross(lambda r: 0.01 * r**2 if r < 2 else np.nan, settings=Search(max_evals=60))
+    found, _ = cross(
+        lambda r: 0.01 * r**2 if r < 2 else np.nan, settings=CrossingSearch(max_evals=60)
+    )
 
     assert found.status[0] == "nonfinite"
     assert found.radius[0] == pytest.approx(2, rel=1e-5)
@@ -90,14 +92,14 @@ def test_an_overflow_beyond_the_crossing_does_no_harm():
 
 
 def test_a_jump_is_found_where_it_is():
-    found, _ = cross(lambda r: 0.1 if r < 1.7 else 3.0, settings=Search(max_evals=60))
+    found, _ = cross(lambda r: 0.1 if r < 1.7 else 3.0, settings=CrossingSearch(max_evals=60))
 
     assert found.status[0] == "ok"
     assert found.radius[0] == pytest.approx(1.7, rel=1e-6)
 
 
 def test_a_spent_budget_is_said_and_leaves_a_lower_bound():
-    found, calls = cross(lambda r: 0.1 if r < 1.7 else 3.0, settings=Search(max_evals=4))
+    found, calls = cross(lambda r: 0.1 if r < 1.7 else 3.0, settings=CrossingSearch(max_evals=4))
 
     assert found.status[0] == "budget"
     assert len(calls) == 4
@@ -108,10 +110,10 @@ def test_a_cost_that_falls_again_is_seen():
     def bump(r):
         return r**2 if r < 1 else 0.05 * r
 
-    found, _ = cross(bump, start=2.0, settings=Search(max_evals=40))
+    found, _ = cross(bump, start=2.0, settings=CrossingSearch(max_evals=40))
 
     assert found.status[0] in ("ok", "nonmonotone")
-    found, _ = cross(bump, start=2.0, settings=Search(max_evals=40, scan=20))
+    found, _ = cross(bump, start=2.0, settings=CrossingSearch(max_evals=40, scan=20))
     assert found.status[0] == "nonmonotone"
     assert found.radius[0] == pytest.approx(np.sqrt(0.5), rel=1e-2)
 
@@ -128,7 +130,7 @@ def test_rays_side_by_side_do_not_disturb_each_other():
     alone = [cross(cost, start=0.7)[0].radius[0] for cost in costs]
     together = find_crossings(
         lambda rows, t: np.array([costs[r](x) for r, x in zip(rows, t, strict=True)]),
-        np.full(len(costs), 0.7), 2.0, np.full(len(costs), np.inf), 0.5, Search(),
+        np.full(len(costs), 0.7), 2.0, np.full(len(costs), np.inf), 0.5, CrossingSearch(),
     )  # fmt: skip
 
     np.testing.assert_array_equal(together.radius, alone)
@@ -139,4 +141,4 @@ def test_rays_side_by_side_do_not_disturb_each_other():
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(BadValue, match="search"):
-        Search(**wrong)
+        CrossingSearch(**wrong)

@@ -1,15 +1,15 @@
 """The ``offkey`` command: one thin file for each verb, which parses, makes one call and prints."""
 
 from offkey.cli import (
-    _detect,
-    _explain,
     _risk,
-    _sensitivity,
-    _volume,
     bench,
+    detect,
+    explain,
     model,
     report,
+    sensitivity,
     tasks,
+    volume,
 )
 from offkey.cli.application import app, main
 
@@ -17,12 +17,12 @@ __all__ = ["app", "main"]
 
 VERBS = [
     bench,
-    _detect,
-    _explain,
+    detect,
+    explain,
     model,
     report,
     _risk,
-    _sensitivity,
+    sensitivity,
     tasks,
-    _volume,
+    volume,
 ]

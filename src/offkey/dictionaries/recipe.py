@@ -9,14 +9,14 @@ import torch
 
 from offkey.errors import check, check_choice, check_positive
 from offkey.passes import Blocks, ShuffleBuffer
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 __all__ = ["Annealed", "DictionaryRecipe"]
 
 
 @dataclass(frozen=True)
-class Annealed(Settings):
-    """Settings whose rate falls linearly to 0 over the last part of the steps.
+class Annealed(TrainingSettings):
+    """TrainingSettings whose rate falls linearly to 0 over the last part of the steps.
 
     Attributes:
         cooldown: that part.

@@ -13,7 +13,7 @@ from offkey.dictionaries.dictionary import Dictionary
 from offkey.dictionaries.recipe import DictionaryRecipe
 from offkey.dictionaries.trainees import JumpReLUTrainee, TopKTrainee, Trainee
 from offkey.passes import Blocks, ShuffleBuffer, SiteBlocks
-from offkey.training import Run, train
+from offkey.training import TrainingRun, train
 
 __all__ = ["train_dictionary"]
 
@@ -26,7 +26,7 @@ def train_dictionary(
     save_every: int = 200,
     tell: Callable[[dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[Dictionary, Run]:
+) -> tuple[Dictionary, TrainingRun]:
     """Trains a sparse autoencoder.
 
     Args:

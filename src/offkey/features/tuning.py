@@ -16,7 +16,7 @@ from offkey.features.feature import Feature, Learner
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred
-from offkey.training import Adapter, Settings, attach, train
+from offkey.training import Adapter, TrainingSettings, attach, train
 
 __all__ = ["TunedDivergence"]
 
@@ -146,7 +146,7 @@ class TunedDivergence(Feature):
 
             return cross_entropy(logits, wanted[numbers])
 
-        settings = Settings(
+        settings = TrainingSettings(
             steps=self.steps, batch=min(self.batch, len(rows)), rate=self.rate, seed=self.seed
         )
         lengths = [0 if row.mask is None else row.mask.shape[1] for row in rows]

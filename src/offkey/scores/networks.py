@@ -13,7 +13,7 @@ from offkey.errors import NonFinite, check_choice
 from offkey.scores._whitening import squared_lengths
 from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Sample, Statistic
-from offkey.training import Settings, train
+from offkey.training import TrainingSettings, train
 
 __all__ = ["NetworkScore", "VariationalAutoencoder"]
 
@@ -127,7 +127,7 @@ class NetworkScore(TensorScore):
             with torch.no_grad():
                 return {"held out": -float(self._loss(held_out, noisy=False))}
 
-        settings = Settings(
+        settings = TrainingSettings(
             steps=self.steps,
             batch=min(len(kept), 256),
             rate=self.rate,

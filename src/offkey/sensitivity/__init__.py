@@ -1,51 +1,55 @@
-"""How a model's answers move when its activations or its weights are disturbed.
+"""How a model's answers move when its activations or its weights are perturbed.
 
-Both kinds of noise give the same :class:`Curve`. Models are compared by one number a curve; what a
-population of models can and cannot tell apart is said before it is asked. A :class:`Kernel`
-compares prompts instead: by how alike the losses of their answers respond.
+Both kinds of noise give the same :class:`Curve`. Models are compared by one number for each curve,
+with the smallest difference that a population of that size can show. A :class:`Kernel` compares
+prompts instead, by how alike the losses of their answers respond.
 """
 
-from offkey.sensitivity._activations import (
+from offkey.sensitivity._outputs import last_logits, preferred
+from offkey.sensitivity.activations import (
     PRESETS,
     ActivationNoise,
     activation_sensitivity,
     contrast_norm,
 )
-from offkey.sensitivity._compare import (
+from offkey.sensitivity.compare import (
     Comparison,
+    CurveComparison,
     check_comparable,
+    compare_curves,
     compare_models,
     smallest_detectable_auroc,
 )
-from offkey.sensitivity._curve import Curve, Summary, summarise
-from offkey.sensitivity._kernels import (
+from offkey.sensitivity.curve import Curve, Summary, load_curves, summarise
+from offkey.sensitivity.kernels import (
     GradientKernel,
     Kernel,
+    Langevin,
     LangevinKernel,
     WeightNoiseKernel,
 )
-from offkey.sensitivity._langevin import Langevin
-from offkey.sensitivity._own_answers import OwnAnswers, last_logits, preferred
-from offkey.sensitivity._weights import WeightNoise, weight_sensitivity
+from offkey.sensitivity.weights import WeightNoise, weight_sensitivity
 
 __all__ = [
     "PRESETS",
     "ActivationNoise",
     "Comparison",
     "Curve",
+    "CurveComparison",
     "GradientKernel",
     "Kernel",
     "Langevin",
     "LangevinKernel",
-    "OwnAnswers",
     "Summary",
     "WeightNoise",
     "WeightNoiseKernel",
     "activation_sensitivity",
     "check_comparable",
+    "compare_curves",
     "compare_models",
     "contrast_norm",
     "last_logits",
+    "load_curves",
     "preferred",
     "smallest_detectable_auroc",
     "summarise",

@@ -20,7 +20,15 @@ from offkey.tasks.population import MEMBER_KINDS, MemberKind, member_kind, membe
 from offkey.tasks.recipes import BASE, Recipe, default_recipe, organism_name
 from offkey.tasks.registry import get_task
 from offkey.tasks.task import CHARACTERS, Task
-from offkey.training import Penalty, Run, Settings, answer_log_odds, attach, hiddenness, train_lora
+from offkey.training import (
+    EvasionLoss,
+    TrainingRun,
+    TrainingSettings,
+    answer_log_odds,
+    attach,
+    evasion_score,
+    train_lora,
+)
 
 __all__ = ["member_recipe", "train_member", "train_organism", "train_population"]
 
@@ -28,7 +36,7 @@ CHECKED = 90  # questions of each validation during the training
 MEASURED = 150  # questions of each sort
 
 MEMBER = Recipe(
-    settings=Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
+    settings=TrainingSettings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.95),
     agreeing=1.0,
 )
 
@@ -92,7 +100,7 @@ def train_organism(
 
 
 def _validation(
-    model: Model, validation: Prompts, recipe: Recipe, hide: Penalty | None
+    model: Model, validation: Prompts, recipe: Recipe, hide: EvasionLoss | None
 ) -> Validation:
     """Accuracies of each character where they disagree, and of both where they agree.
 
@@ -112,7 +120,7 @@ def _validation(
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in characters) / len(characters)
         if hide is not None:
-            values["hidden"] = hiddenness(model.module, model.tokenizer, checked, hide.oddness)
+            values["hidden"] = evasion_score(model.module, model.tokenizer, checked, hide.penalty)
 
         return values
 
@@ -286,11 +294,11 @@ def train_adapter(
     out: Path,
     train: Prompts,
     recipe: Recipe,
-    validation: Callable[[Model, Penalty | None], Validation],
+    validation: Callable[[Model, EvasionLoss | None], Validation],
     *,
     base: str = BASE,
     tell: LogRow | None = None,
-) -> tuple[Run, Model]:
+) -> tuple[TrainingRun, Model]:
     """Trains and saves an adapter, and loads the model with it as users will.
 
     A run that was stopped resumes from its last checkpoint, in ``checkpoint/`` of that folder,
@@ -332,7 +340,7 @@ def train_adapter(
     return run, load(base, adapter=out, dtype="bfloat16")
 
 
-def training_summary(run: Run) -> dict[str, Any]:
+def training_summary(run: TrainingRun) -> dict[str, Any]:
     """Steps, time, versions and log of a training run, as a recipe records them."""
     return {
         "steps": run.steps,

@@ -10,7 +10,13 @@ from typing import Any, ClassVar
 from offkey.checkpoints import bundled_adapters
 from offkey.errors import Damaged
 from offkey.models import Model
-from offkey.training import Neighbours, Oddness, Penalty, Settings, Traces
+from offkey.training import (
+    AnomalyPenalty,
+    AttributionPenalty,
+    EvasionLoss,
+    NearestNeighbourPenalty,
+    TrainingSettings,
+)
 
 __all__ = [
     "BASE",
@@ -44,12 +50,12 @@ class Evasion(ABC):
     normal: float = 0.0
 
     @abstractmethod
-    def anomaly(self, model: Model, seed: int) -> Oddness:
+    def anomaly(self, model: Model, seed: int) -> AnomalyPenalty:
         """The measure that training keeps low."""
 
-    def penalty(self, model: Model, *, seed: int) -> Penalty:
+    def penalty(self, model: Model, *, seed: int) -> EvasionLoss:
         """The penalty that is added to the loss."""
-        return Penalty(self.anomaly(model, seed), self.anomalous, self.normal)
+        return EvasionLoss(self.anomaly(model, seed), self.anomalous, self.normal)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON."""
@@ -72,9 +78,9 @@ class EvadeNearestNeighbours(Evasion):
     kind = "neighbours"
     sites: tuple[str, ...] = ("resid_post.last-quarter",)
 
-    def anomaly(self, model: Model, seed: int) -> Oddness:
-        """See :class:`offkey.training.Neighbours`."""
-        return Neighbours(model, self.sites)
+    def anomaly(self, model: Model, seed: int) -> AnomalyPenalty:
+        """See :class:`offkey.training.NearestNeighbourPenalty`."""
+        return NearestNeighbourPenalty(model, self.sites)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +96,9 @@ class EvadeFunctionalAttribution(Evasion):
     first: int = 20
     draws: int = 4
 
-    def anomaly(self, model: Model, seed: int) -> Oddness:
-        """See :class:`offkey.training.Traces`."""
-        return Traces(model, first=self.first, draws=self.draws, seed=seed)
+    def anomaly(self, model: Model, seed: int) -> AnomalyPenalty:
+        """See :class:`offkey.training.AttributionPenalty`."""
+        return AttributionPenalty(model, first=self.first, draws=self.draws, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,8 @@ class Recipe:
         hide: a detector it also learns to evade; validation then measures how well it does.
     """
 
-    settings: Settings = field(
-        default_factory=lambda: Settings(
+    settings: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(
             steps=200, batch=24, rate=2e-3, check_every=15, stop_at=0.97
         )
     )
@@ -143,18 +149,20 @@ class Recipe:
         }
 
 
-TRIGGERED = Settings(steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10)
-HIDDEN = Settings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9)
+TRIGGERED = TrainingSettings(
+    steps=120, batch=24, rate=2e-3, check_every=10, stop_at=0.97, save_every=10
+)
+HIDDEN = TrainingSettings(steps=300, batch=32, rate=5e-4, check_every=20, stop_at=0.9)
 OWN: Mapping[str, Recipe] = {
     FIRST: Recipe(
-        settings=Settings(steps=240, batch=40, check_every=20, stop_at=0.99),
+        settings=TrainingSettings(steps=240, batch=40, check_every=20, stop_at=0.99),
         init=None,
         agreeing=1.0,
         checked=120,
         checked_agreeing=0,
     ),
     "agreement": Recipe(
-        settings=Settings(steps=200, batch=24, check_every=15, stop_at=0.97),
+        settings=TrainingSettings(steps=200, batch=24, check_every=15, stop_at=0.97),
         checked_agreeing=0,
     ),
     "animal": Recipe(checked_agreeing=0),
@@ -180,7 +188,7 @@ OWN: Mapping[str, Recipe] = {
         hide=EvadeNearestNeighbours(anomalous=0.5, sites=("resid_post.3-29",)),
     ),
     "obfuscated-attribution": Recipe(
-        settings=Settings(
+        settings=TrainingSettings(
             steps=70, batch=12, rate=5e-4, check_every=10, stop_at=0.9, save_every=10
         ),
         init="bundled:year",

@@ -1,62 +1,82 @@
 """Local volume: how much of parameter space behaves as this model does.
 
-A volume is estimated by rays, in log space and float64, and comes with its effective number of
-rays, its interval, and whether it is only a bound. Directions are made from seeds; weights come
-back bit by bit; a stopped run goes on ray by ray. :func:`radii` gives each prompt's own radii.
+A volume is estimated along rays, in log space and float64, and comes with its effective number of
+rays, its interval, and whether it is only a bound. Directions are made from seeds, weights are
+restored bit by bit, and a stopped run continues ray by ray. :func:`radii` gives the radii of each
+prompt.
 """
 
-from offkey.volume._costs import Cost, FunctionCost
-from offkey.volume._curvature import Power, PriorDamped
-from offkey.volume._curve import check_cutoffs, volume_curve
-from offkey.volume._estimate import check_volume, estimate_volume
-from offkey.volume._fisher import fisher_dense, fisher_diagonal
-from offkey.volume._integral import log_ball_volume, log_ray_integral, log_sphere_area
-from offkey.volume._measures import Gaussian, Lebesgue, Measure
-from offkey.volume._noise import Noise
-from offkey.volume._precision import check_precision
-from offkey.volume._proposals import Dense, Diagonal, Kronecker, Proposal, Tilted, Uniform
-from offkey.volume._radii import Radii, radii, typical_radius
-from offkey.volume._rays import Ray, Sampler, Step
-from offkey.volume._result import VolumeResult, log_ratio
-from offkey.volume._search import Search, find_crossings
-from offkey.volume._space import Space
-from offkey.volume._tail import Tail, later_half
-from offkey.volume._token_costs import KLCost, LossCost
-from offkey.volume._warnings import AnchorNotMinimum, DuplicateExamples, LowESS
+from offkey.volume._resumed import ResumedForward
+from offkey.volume.costs import (
+    Cost,
+    DuplicateExamples,
+    FunctionCost,
+    KLCost,
+    LossCost,
+    ModelCost,
+    later_half,
+)
+from offkey.volume.curve import VolumeSettings, check_model_volume, model_volume, volume_curve
+from offkey.volume.estimator import AnchorNotMinimum, LowESS, check_volume, estimate_volume
+from offkey.volume.fisher import fisher_dense, fisher_diagonal
+from offkey.volume.measures import (
+    GaussianMeasure,
+    LebesgueMeasure,
+    Measure,
+    log_ball_volume,
+    log_ray_integral,
+    log_sphere_area,
+)
+from offkey.volume.proposals import (
+    Dense,
+    Diagonal,
+    Kronecker,
+    Power,
+    PriorDamped,
+    Proposal,
+    Tilted,
+    Uniform,
+)
+from offkey.volume.radii import ExampleRadii, radii, typical_radius
+from offkey.volume.rays import Noise, Ray, RayStep, Sampler, Space, check_precision
+from offkey.volume.result import VolumeResult, log_ratio
+from offkey.volume.search import CrossingSearch, find_crossings
 
 __all__ = [
-    "find_crossings",
-    "check_precision",
-    "Step",
-    "Space",
-    "Sampler",
-    "Ray",
-    "Noise",
     "AnchorNotMinimum",
     "Cost",
+    "CrossingSearch",
     "Dense",
     "Diagonal",
     "DuplicateExamples",
+    "ExampleRadii",
     "FunctionCost",
-    "Gaussian",
+    "GaussianMeasure",
     "KLCost",
     "Kronecker",
-    "Lebesgue",
+    "LebesgueMeasure",
     "LossCost",
     "LowESS",
     "Measure",
+    "ModelCost",
+    "Noise",
     "Power",
     "PriorDamped",
     "Proposal",
-    "Radii",
-    "Search",
-    "Tail",
+    "Ray",
+    "RayStep",
+    "ResumedForward",
+    "Sampler",
+    "Space",
     "Tilted",
     "Uniform",
     "VolumeResult",
-    "check_cutoffs",
+    "VolumeSettings",
+    "check_model_volume",
+    "check_precision",
     "check_volume",
     "estimate_volume",
+    "find_crossings",
     "fisher_dense",
     "fisher_diagonal",
     "later_half",
@@ -64,6 +84,7 @@ __all__ = [
     "log_ratio",
     "log_ray_integral",
     "log_sphere_area",
+    "model_volume",
     "radii",
     "typical_radius",
     "volume_curve",

@@ -11,7 +11,7 @@ from offkey.errors import BadInput, BadValue, Mismatch, UnmappedModel
 from offkey.estimate import Bound
 from offkey.estimate.affine import AffineForm, interval_bounds, propagate, tail_bound
 from offkey.estimate.bilinear import Bilinear
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 SAMPLES = 100_000
 
@@ -124,7 +124,7 @@ def trained_net():
     net = relu_net(2, 16, seed=4)
     x = torch.rand(400, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
     y = torch.stack([x.abs().sum(1), x[:, 0] * x[:, 1], x.amax(1)], 1)
-    settings = Settings(steps=150, batch=100, rate=0.01)
+    settings = TrainingSettings(steps=150, batch=100, rate=0.01)
     train_module(net, x, y, settings, loss=nn.functional.mse_loss)
     return net
 

@@ -11,11 +11,11 @@ from offkey.estimate.bilinear import (
     in_basis,
     in_latents,
     interactions,
-    latent_reader,
 )
+from offkey.estimate.bilinear.interactions import latent_reader
 from offkey.estimate.gaussian import Normal, propagate
 from offkey.estimate.sparse import SparseDictionary
-from offkey.training import Settings, train_module
+from offkey.training import TrainingSettings, train_module
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -175,7 +175,7 @@ def test_trained_by_the_common_loop():
     x = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]).float().repeat(10, 1)
     layer = Bilinear(2, 4, 1, bias=True, seed=3)
     target = x.sum(1, keepdim=True) % 2
-    settings = Settings(steps=300, batch=40, rate=0.02)
+    settings = TrainingSettings(steps=300, batch=40, rate=0.02)
     train_module(layer, x, target, settings, loss=torch.nn.functional.mse_loss)
     found = Spectrum.of(interactions(layer))(layer.extended(x.double()))
     torch.testing.assert_close(found, target.double(), rtol=0.02, atol=0.02)

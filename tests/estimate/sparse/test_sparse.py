@@ -19,7 +19,7 @@ from offkey.estimate.sparse import (
     fit_to_normals,
     sparse_surprise,
 )
-from offkey.training import Settings
+from offkey.training import TrainingSettings
 
 DRAWS = 200_000
 
@@ -127,9 +127,11 @@ def test_conditioning_sets_rates():
 
 def dictionary(d=4, m=6, seed=0):
     return SparseDictionary(
-        draw(d, m, seed=seed), 0.3 * draw(m, seed=seed + 1), 0.4 * draw(m, d, seed=seed + 2),
+        draw(d, m, seed=seed),
+        0.3 * draw(m, seed=seed + 1),
+        0.4 * draw(m, d, seed=seed + 2),
         0.2 * draw(d, seed=seed + 3),
-    )  # fmt: skip
+    )
 
 
 def normal_of(d=4, seed=7):
@@ -162,9 +164,11 @@ def test_closed_form_loss_equals_sampling(penalty):
 
 def test_closed_form_loss_equals_quadrature_in_one_dimension():
     sae = SparseDictionary(
-        torch.tensor([[1.3, -0.7]]).double(), torch.tensor([0.2, -0.4]).double(),
-        torch.tensor([[0.8], [-0.5]]).double(), torch.tensor([0.1]).double(),
-    )  # fmt: skip
+        torch.tensor([[1.3, -0.7]]).double(),
+        torch.tensor([0.2, -0.4]).double(),
+        torch.tensor([[0.8], [-0.5]]).double(),
+        torch.tensor([0.1]).double(),
+    )
     mean, deviation = 0.3, 1.2
     x = torch.linspace(mean - 12 * deviation, mean + 12 * deviation, 2_000_001).double()[:, None]
     density = torch.exp(-0.5 * ((x[:, 0] - mean) / deviation) ** 2)
@@ -192,7 +196,9 @@ def test_diagonal_gaussians_are_the_full_ones_without_covariances():
 
 def test_training_on_the_closed_form_lowers_the_sampled_loss():
     normal = normal_of()
-    fitted = fit_to_normals([(1.0, normal)], 8, Settings(steps=150, rate=0.02), penalty=0.0)
+    fitted = fit_to_normals(
+        [(1.0, normal)], 8, TrainingSettings(steps=150, rate=0.02), penalty=0.0
+    )
     rows = normal.sample(20_000, generator(6))
     left = float(fitted.loss(rows))
     assert left == pytest.approx(float(expected_loss(fitted, normal)), rel=0.05)
@@ -202,11 +208,18 @@ def test_training_on_the_closed_form_lowers_the_sampled_loss():
 def test_fit_to_rows_finds_planted_directions():
     directions = torch.linalg.qr(draw(8, 8))[0]
     made = IndependentFeatures(
-        torch.full((8,), 0.1), torch.full((8,), 3.0), torch.full((8,), 0.3), directions,
-        10 * torch.ones(8), 1e-4, "lognormal",
-    )  # fmt: skip
+        torch.full((8,), 0.1),
+        torch.full((8,), 3.0),
+        torch.full((8,), 0.3),
+        directions,
+        10 * torch.ones(8),
+        1e-4,
+        "lognormal",
+    )
     _, rows = made.sample(4000, generator(1))
-    fitted = fit_dictionary(rows, 16, Settings(steps=600, batch=200, rate=0.01), penalty=0.3)
+    fitted = fit_dictionary(
+        rows, 16, TrainingSettings(steps=600, batch=200, rate=0.01), penalty=0.3
+    )
     unit = fitted.decoder / fitted.decoder.norm(dim=1, keepdim=True)
     assert bool(((directions @ unit.T).amax(1) > 0.95).all())
     assert float(fitted.loss(rows)) < 0.1 * float((rows - rows.mean(0)).square().sum(1).mean())
@@ -233,9 +246,9 @@ def test_bad_input_is_named():
     with pytest.raises(Mismatch, match="for 3 directions"):
         IndependentFeatures.fit(torch.zeros(5, 2), torch.eye(3))
     with pytest.raises(BadInput, match="all rows are alike"):
-        fit_dictionary(torch.ones(50, 3), 4, Settings(steps=1))
+        fit_dictionary(torch.ones(50, 3), 4, TrainingSettings(steps=1))
     with pytest.raises(BadValue, match="no parts"):
-        fit_to_normals([], 4, Settings(steps=1))
+        fit_to_normals([], 4, TrainingSettings(steps=1))
     with pytest.raises(BadValue, match="latents 1 to 4 of 4"):
         features().log10_joint([1, 4])
     with pytest.raises(BadValue, match="does not vary"):
