@@ -140,32 +140,25 @@ class FeatureContract:
         """Four prompts of unlike lengths, with choices and targets."""
         return batch_of(ROWS)
 
-    @pytest.fixture(scope="class")
-    def once(self) -> dict[object, Any]:
-        """What the tests of a class share, by their parameters: learning takes time."""
-        return {}
-
     @pytest.fixture
     def feature(
         self,
         request: pytest.FixtureRequest,
-        once: dict[object, Any],
         make: Callable[[], Feature],
         model: Model,
     ) -> Feature:
         """The feature, after it has learned; no test may change it."""
-        return shared(once, request, "feature", lambda: prepared(make(), model))
+        return shared(request, "feature", lambda: prepared(make(), model))
 
     @pytest.fixture
     def whole(
         self,
         request: pytest.FixtureRequest,
-        once: dict[object, Any],
         feature: Feature,
         model: Model,
     ) -> dict[Site, Tensor]:
         """Its vectors on all prompts."""
-        return shared(once, request, "whole", lambda: vectors_of(feature, model, batch_of(ROWS)))
+        return shared(request, "whole", lambda: vectors_of(feature, model, batch_of(ROWS)))
 
     def test_has_a_name(self, make: Callable[[], Feature]) -> None:
         assert make().name

@@ -92,20 +92,14 @@ class ScoreContract:
         """A function that builds a fresh score."""
         raise NotImplementedError
 
-    @pytest.fixture(scope="class")
-    def once(self) -> dict[object, Any]:
-        """What the tests of a class share, by their parameters: fitting takes time."""
-        return {}
-
     @pytest.fixture
     def score(
         self,
         request: pytest.FixtureRequest,
-        once: dict[object, Any],
         make: Callable[[], Score],
     ) -> Score:
         """The score, fitted; no test may change it."""
-        return shared(once, request, "score", lambda: fitted(make(), normal_rows(120, seed=1)))
+        return shared(request, "score", lambda: fitted(make(), normal_rows(120, seed=1)))
 
     def test_has_a_name_and_a_scope(self, make: Callable[[], Score]) -> None:
         score = make()
