@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.contracts.edit import append
 
 from offkey.errors import BadValue
 from offkey.models import Edit, Model
-from tests.contracts.edit import append
-from tests.contracts.family import close, hook_count
-from tests.models.families_zoo import (
+from offkey.testing.family import close, hook_count
+from offkey.testing.random_models import (
     DETECTED,
     FAMILIES,
     batch_of,
