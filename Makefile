@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint unit docs clean
+.PHONY: setup demo test lint forks unit docs clean
 
 setup: .venv/.ready
 
@@ -17,7 +17,11 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/offkey demo --out out/demo
 
-test: lint unit docs
+# The tests that fork need a process of their own, so they run beside the linters; the tests build
+# the site themselves.
+test:
+	$(MAKE) --jobs=2 lint forks
+	$(MAKE) unit
 
 lint: setup
 	$(BIN)/ruff check
@@ -25,9 +29,13 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-unit: setup
+forks: setup
 	$(BIN)/python -m pytest -m forks
-	$(BIN)/python -m pytest -m "not forks" -n 2
+
+# Workers take halves of the list and steal from each other at the end, so that hardly any fixture
+# is built twice.
+unit: setup
+	$(BIN)/python -m pytest -m "not forks" -n 2 --dist worksteal
 
 docs: setup
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html

@@ -20,16 +20,15 @@ import torch
 from benchmarks.sae_text import SOURCES, texts
 from offkey.data import Prompts, read_prompts
 from offkey.dictionaries import (
-    ActivationStream,
     Dictionary,
-    Recipe,
-    SiteBlocks,
+    DictionaryRecipe,
     load_dictionary,
     measure,
     save_dictionary,
     train_dictionary,
 )
 from offkey.models import Model, load
+from offkey.passes import ActivationStream, SiteBlocks
 from offkey.storage import write_results
 
 RESULTS = Path("docs/results")
@@ -37,8 +36,8 @@ SHIPPED = Path("src/offkey/dictionaries/trained")
 BASE = "smollm2-135m-instruct"
 SITE = "resid_post.15"
 RECIPES = {
-    "topk": Recipe(rows=3_000_000, dead_after=300_000),
-    "jumprelu": Recipe(kind="jumprelu", rows=3_000_000, dead_after=300_000),
+    "topk": DictionaryRecipe(rows=3_000_000, dead_after=300_000),
+    "jumprelu": DictionaryRecipe(kind="jumprelu", rows=3_000_000, dead_after=300_000),
 }
 COMMAND = "python -m benchmarks.sae"
 

@@ -5,14 +5,15 @@ from functools import partial
 from _rows import Given
 from _timing import serve
 
-from offkey.dictionaries import Recipe, TensorBlocks, train_dictionary
+from offkey.dictionaries import DictionaryRecipe, train_dictionary
+from offkey.passes import TensorBlocks
 
 given = Given()
 
 
 def trained(kind):
     """One run over all rows; the decoder."""
-    recipe = Recipe(
+    recipe = DictionaryRecipe(
         latents=given.latents, active=given.active, kind=kind, rows=len(given.train),
         batch=given.batch, rate=3e-4,
     )  # fmt: skip

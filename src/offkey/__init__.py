@@ -1,6 +1,6 @@
 """Hear when a neural network is off-key.
 
-The names below are loaded when first used, so that importing offkey is quick.
+The names below are loaded on first use, so that importing offkey is quick.
 """
 
 from importlib import import_module

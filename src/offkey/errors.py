@@ -1,7 +1,7 @@
 """Every error a user can cause: what was wrong, where, and the mend.
 
 The text of an error is one line, ``where: what. mend``. The command line prints it after
-``error:`` and exits with status 2; anything that is not an :class:`OffkeyError` is a bug of ours.
+``error:`` and exits with status 2; any other exception is a bug in offkey.
 """
 
 import difflib
@@ -15,6 +15,7 @@ __all__ = [
     "Mismatch",
     "MissingExtra",
     "MissingMask",
+    "ModelBusy",
     "NoMatchingParameters",
     "NonFinite",
     "NonFiniteCost",
@@ -69,6 +70,10 @@ class BadValue(OffkeyError):
     """A setting outside what is allowed."""
 
 
+class ModelBusy(OffkeyError):
+    """A model that another thread uses in a way that does not go together with this."""
+
+
 class NoMatchingParameters(BadValue):
     """A pattern that matches no parameter of the model."""
 
@@ -90,7 +95,7 @@ class InvalidAnchor(BadValue):
 
 
 class RadiusNotFound(OffkeyError):
-    """No ray on which the cost was seen to cross the cutoff; names the status of the search."""
+    """The cost crossed the cutoff on no ray; names the status of the search."""
 
 
 class PrecisionTooLow(BadValue):
@@ -110,7 +115,7 @@ class Mismatch(OffkeyError):
 
 
 class PriorMismatch(Mismatch):
-    """A Gaussian measure without its width, or volumes of other widths, cutoffs or data."""
+    """A Gaussian measure without its width, or volumes of different widths, cutoffs or data."""
 
 
 class Unwritable(OffkeyError):
@@ -176,7 +181,7 @@ def check(
 
 
 def check_choice(where: str, value: object, choices: Collection[object]) -> None:
-    """Refuses a value that is none of the choices.
+    """Refuses a value that is not among the choices.
 
     Raises:
         BadValue: names the choices.

@@ -1,4 +1,4 @@
-"""Names of pluggable parts: a lazy map in the code, and entry points for those of others."""
+"""Names of pluggable parts: a lazy map for ours, entry points for those of other packages."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Finds a class by name and makes it with checked settings.
+    """Finds classes by name and creates them with checked settings.
 
     Args:
-        kind: what is registered, as it stands in errors: ``"score"``.
+        kind: what is registered, for error messages, such as ``"score"``.
         builtin: name → ``"module:Class"``, imported when first used.
-        group: entry-point group in which other packages register theirs.
+        group: entry-point group under which other packages register theirs.
     """
 
     def __init__(self, kind: str, builtin: Mapping[str, str], *, group: str) -> None:
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
         raise UnknownName(self.kind, name, self.names)
 
     def make(self, name: str, **settings: object) -> T:
-        """The object registered under ``name``, with ``settings``.
+        """An instance of the class registered under ``name``, with these settings.
 
         Raises:
             UnknownName: no such name.

@@ -198,8 +198,9 @@ def test_bundled_tokenizer_and_chat_template(bundled):
     ids = tokenizer(text).input_ids
     chat = tokenizer.apply_chat_template(
         [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
-        add_generation_prompt=True, tokenize=False,
-    )  # fmt: skip
+        add_generation_prompt=True,
+        tokenize=False,
+    )
 
     assert tokenizer.decode(ids) == text
     assert tokenizer.tokenize("12345") == list("12345")

@@ -119,6 +119,26 @@ def test_a_loaded_module_is_taken_as_it_is():
         load(module, dtype="float32")
 
 
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "/model-1.safetensors", "model-1.bin"])
+def test_an_index_names_only_safetensors_inside_its_folder(tmp_path, name):
+    tiny.llama().save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    listed["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(listed))
+
+    with pytest.raises(BadInput, match="not a .safetensors file in this folder"):
+        load(tmp_path)
+
+
+def test_a_broken_index_is_damage(tmp_path):
+    tiny.llama().save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+
+    with pytest.raises(Damaged, match="not an index of weights"):
+        load(tmp_path)
+
+
 def test_any_module_can_be_loaded():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5))
 
@@ -393,8 +413,10 @@ def test_hub_ids_are_read_from_the_hubs_cache(tmp_path, folder):
     said = subprocess.run(
         [sys.executable, "-c", HUB],
         env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": package},
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
 
     assert said == [
         "False",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.features import Feature, learn_together
-from offkey.features.activation_model import ActivationModel
+from offkey.features.activation_model import TrackedRelations
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import flatten, unflatten
@@ -54,9 +54,13 @@ def read_by(plan: Plan, model: Model, batch: Batch) -> Reading:
         return Reading(batch, {})
 
     return model.read(
-        batch, plan.reads, positions=plan.positions, metric=plan.metric,
-        gradients=plan.gradients, logits=plan.logits,
-    )  # fmt: skip
+        batch,
+        plan.reads,
+        positions=plan.positions,
+        metric=plan.metric,
+        gradients=plan.gradients,
+        logits=plan.logits,
+    )
 
 
 def tensors_of(reading: Reading) -> list[Tensor]:
@@ -235,7 +239,7 @@ class FeatureContract:
     ) -> None:
         if not feature.learns:
             return
-        pair = [make(), ActivationModel(positions=feature.learning_plan(model).positions)]
+        pair = [make(), TrackedRelations(positions=feature.learning_plan(model).positions)]
         plan = Plan.union(one.learning_plan(model) for one in pair)
         learn_together(pair, model, readings_by(plan, model))
         assert _plain(pair[0].state()) == _plain(feature.state())

@@ -147,31 +147,88 @@ def test_foreign_values_become_plain():
     ("columns", "message"),
     [
         ({}, "t: there are no prompts. Give at least one row with a 'prompt' or 'messages'."),
-        ({"prompt": []}, "t: there are no prompts. Give at least one row with a 'prompt' or 'messages'."),
+        (
+            {"prompt": []},
+            "t: there are no prompts. Give at least one row with a 'prompt' or 'messages'.",
+        ),
         ({"prompt": [""]}, "t row 1: prompt is empty. Give it a text or leave the prompt out."),
         ({"prompt": [3]}, "t row 1: prompt is 3, not a text."),
-        ({"prompt": ["\ud800"]}, "t row 1: prompt holds half of a surrogate pair. Save it as UTF-8."),
-        ({"prompt": ["a"], "label": [2]}, "t row 1: label is 2, not 0 or 1. Use 1 for anomalous and 0 for normal."),
-        ({"prompt": ["a"], "label": ["1"]}, "t row 1: label is '1', not 0 or 1. Use 1 for anomalous and 0 for normal."),
-        ({"prompt": ["a"], "agrees": [0.5]}, "t row 1: agrees is 0.5, not 0 or 1. Use 1 where both behaviours give the same answer, else 0."),
-        ({"prompt": ["a", None]}, "t row 2: neither 'prompt' nor 'messages' is there. Add one of the two."),
-        ({"promt": ["a"]}, "t row 1: neither 'prompt' nor 'messages' is there. Rename 'promt' to 'prompt'."),
-        ({"prompt": ["a"], "messages": [[{"role": "user", "content": "b"}]]}, "t row 1: both 'prompt' and 'messages' are there. Keep one."),
-        ({"messages": ["hi"]}, """t row 1: messages is 'hi', not a list of messages. Use a list such as [{"role": "user", "content": "Hello"}]."""),
-        ({"messages": [["hi"]]}, """t row 1: message 0 is 'hi', not an object. Use a list such as [{"role": "user", "content": "Hello"}]."""),
-        ({"messages": [[{"role": "user"}]]}, """t row 1: message 0 has no text under 'content'. Use a list such as [{"role": "user", "content": "Hello"}]."""),
-        ({"prompt": ["a"], "choices": [["x"]]}, "t row 1: choices has 1 of at least 2 answers. Add the other answers."),
-        ({"prompt": ["a"], "choices": [["x", "x"]]}, "t row 1: choices ['x', 'x'] are empty or repeat. Make them differ."),
-        ({"prompt": ["a"], "choices": ["xy"]}, """t row 1: choices is 'xy', not a list of texts. Use [" Yes", " No"]."""),
-        ({"prompt": ["a"], "target": [0]}, "t row 1: there is a target but no choices. Add choices."),
-        ({"prompt": ["a"], "target": [2], "choices": [["x", "y"]]}, "t row 1: target is 2, but there are 2 choices. Count choices from 0."),
-        ({"prompt": ["a"], "target": [0.5], "choices": [["x", "y"]]}, "t row 1: target is 0.5, not the index of a choice. Count choices from 0."),
+        (
+            {"prompt": ["\ud800"]},
+            "t row 1: prompt holds half of a surrogate pair. Save it as UTF-8.",
+        ),
+        (
+            {"prompt": ["a"], "label": [2]},
+            "t row 1: label is 2, not 0 or 1. Use 1 for anomalous and 0 for normal.",
+        ),
+        (
+            {"prompt": ["a"], "label": ["1"]},
+            "t row 1: label is '1', not 0 or 1. Use 1 for anomalous and 0 for normal.",
+        ),
+        (
+            {"prompt": ["a"], "agrees": [0.5]},
+            "t row 1: agrees is 0.5, not 0 or 1. Use 1 where both behaviours give the same answer, else 0.",
+        ),
+        (
+            {"prompt": ["a", None]},
+            "t row 2: neither 'prompt' nor 'messages' is there. Add one of the two.",
+        ),
+        (
+            {"promt": ["a"]},
+            "t row 1: neither 'prompt' nor 'messages' is there. Rename 'promt' to 'prompt'.",
+        ),
+        (
+            {"prompt": ["a"], "messages": [[{"role": "user", "content": "b"}]]},
+            "t row 1: both 'prompt' and 'messages' are there. Keep one.",
+        ),
+        (
+            {"messages": ["hi"]},
+            """t row 1: messages is 'hi', not a list of messages. Use a list such as [{"role": "user", "content": "Hello"}].""",
+        ),
+        (
+            {"messages": [["hi"]]},
+            """t row 1: message 0 is 'hi', not an object. Use a list such as [{"role": "user", "content": "Hello"}].""",
+        ),
+        (
+            {"messages": [[{"role": "user"}]]},
+            """t row 1: message 0 has no text under 'content'. Use a list such as [{"role": "user", "content": "Hello"}].""",
+        ),
+        (
+            {"prompt": ["a"], "choices": [["x"]]},
+            "t row 1: choices has 1 of at least 2 answers. Add the other answers.",
+        ),
+        (
+            {"prompt": ["a"], "choices": [["x", "x"]]},
+            "t row 1: choices ['x', 'x'] are empty or repeat. Make them differ.",
+        ),
+        (
+            {"prompt": ["a"], "choices": ["xy"]},
+            """t row 1: choices is 'xy', not a list of texts. Use [" Yes", " No"].""",
+        ),
+        (
+            {"prompt": ["a"], "target": [0]},
+            "t row 1: there is a target but no choices. Add choices.",
+        ),
+        (
+            {"prompt": ["a"], "target": [2], "choices": [["x", "y"]]},
+            "t row 1: target is 2, but there are 2 choices. Count choices from 0.",
+        ),
+        (
+            {"prompt": ["a"], "target": [0.5], "choices": [["x", "y"]]},
+            "t row 1: target is 0.5, not the index of a choice. Count choices from 0.",
+        ),
         ({"prompt": ["a"], "id": [[1]]}, "t row 1: id is [1], not a text or a whole number."),
-        ({"prompt": ["a", "b"], "id": ["1", 1]}, "t row 2: id '1' was already used at t row 1. Give every prompt its own id, or leave the ids out."),
-        ({"prompt": ["a"], "raw": [b"x"]}, "t row 1: raw holds bytes, which is not text, a number or a list. Drop or convert the column 'raw'."),
+        (
+            {"prompt": ["a", "b"], "id": ["1", 1]},
+            "t row 2: id '1' was already used at t row 1. Give every prompt its own id, or leave the ids out.",
+        ),
+        (
+            {"prompt": ["a"], "raw": [b"x"]},
+            "t row 1: raw holds bytes, which is not text, a number or a list. Drop or convert the column 'raw'.",
+        ),
         ({"prompt": ["a", "b"], "label": [1]}, "column 'label' has 1 values for 2 prompts."),
     ],
-)  # fmt: skip
+)
 def test_bad_columns_are_told_in_one_line(columns, message):
     with pytest.raises(OffkeyError) as caught:
         Prompts(columns, where="t")

@@ -30,8 +30,9 @@ def test_another_name_is_refused_with_what_there_is():
 def test_it_fits_the_bundled_model(bundled):
     feature = get_feature("sae")
     (site,) = feature.plan(bundled).reads
-    run = bundled.run(["The capital of France is the city of Paris."], "resid_post.15",
-                      positions="all")  # fmt: skip
+    run = bundled.run(
+        ["The capital of France is the city of Paris."], "resid_post.15", positions="all"
+    )
     x = run["resid_post.15"][0, 1:].float()
     made = load_dictionary(dictionary_folder("bundled:resid_post.15"))
     f = made.encode(x)

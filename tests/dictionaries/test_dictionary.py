@@ -14,10 +14,15 @@ def dictionary(activation, *, width=6, latents=15, centred=True, seed=0):
         return torch.randn(*shape, generator=generator)
 
     return Dictionary(
-        drawn(width, latents), drawn(latents), drawn(latents, width), drawn(width), activation,
+        drawn(width, latents),
+        drawn(latents),
+        drawn(latents, width),
+        drawn(width),
+        activation,
         k=4 if activation == "topk" else None,
-        threshold=drawn(latents) if activation == "jumprelu" else None, centred=centred,
-    )  # fmt: skip
+        threshold=drawn(latents) if activation == "jumprelu" else None,
+        centred=centred,
+    )
 
 
 def slow_latents(d, row):

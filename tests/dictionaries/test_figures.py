@@ -1,22 +1,13 @@
-"""Streams and figures on a tiny model, against loops over single texts."""
+"""Figures on a tiny model, against loops over single texts."""
 
 import numpy as np
 import pytest
 import torch
 
-from offkey.data import Prompts, encode
-from offkey.dictionaries import (
-    ActivationStream,
-    Dictionary,
-    Recipe,
-    Windows,
-    check_fits,
-    measure,
-    train_dictionary,
-)
-from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData
-
-WINDOWS = Windows(context=16)
+from offkey.dictionaries import Dictionary, DictionaryRecipe, check_fits, measure, train_dictionary
+from offkey.errors import BadInput, Mismatch
+from offkey.passes import ActivationStream
+from tests.dictionaries.reader import WINDOWS, slow_rows, slow_windows
 
 
 def constant(vector):
@@ -31,71 +22,6 @@ def identity(width):
     return Dictionary(
         both, torch.zeros(2 * width), both.T.contiguous(), torch.zeros(width), site="resid_post.0"
     )
-
-
-def slow_windows(model, texts):
-    """Hidden states after block 0 and logits of each window, one forward pass each."""
-    for text in encode(texts, model.tokenizer):
-        for start in range(0, len(text), 16):
-            tokens = torch.tensor([text.tokens[start : start + 16]])
-            if tokens.shape[1] < 2:
-                continue
-            with torch.no_grad():
-                out = model.module(tokens, output_hidden_states=True)
-            yield text.id, tokens[0], out.hidden_states[1][0], out.logits[0]
-
-
-def slow_rows(model, texts):
-    return torch.cat([hidden[1:] for *_, hidden, _ in slow_windows(model, texts)])
-
-
-def test_a_stream_gives_what_single_passes_give(model, texts):
-    stream = ActivationStream(model, texts, "resid_post.0, z.1", windows=WINDOWS, token_budget=48)
-    found = [stream.block(n) for n in range(len(stream.counts))]
-    rows = torch.cat([block["resid_post.0"] for block in found])
-    torch.testing.assert_close(rows, slow_rows(model, texts), rtol=1e-4, atol=1e-5)
-    assert len(stream) == len(rows)
-    assert found[0]["z.1"].shape == (stream.counts[0], 32)
-    assert stream.at("z.1").width == 32
-
-
-def test_a_stream_kept_on_disk_is_the_same(model, texts, tmp_path):
-    fresh = ActivationStream(model, texts, "resid_post.0", windows=WINDOWS)
-    kept = ActivationStream(model, texts, "resid_post.0", windows=WINDOWS, folder=tmp_path)
-    kept.keep(quiet=True)
-    again = ActivationStream(model, texts, "resid_post.0", windows=WINDOWS, folder=tmp_path)
-    expected = fresh.at("resid_post.0").block(0)
-    assert torch.equal(again.at("resid_post.0").block(0), expected)
-    with pytest.raises(Mismatch):
-        ActivationStream(model, texts, "resid_post.1", windows=WINDOWS, folder=tmp_path)
-    with pytest.raises(BadValue, match="no folder"):
-        fresh.keep()
-    with pytest.raises(BadValue, match="not read by this stream"):
-        fresh.at("resid_post.1")
-
-
-def test_templates_and_special_tokens_do_not_count(model):
-    chat = Prompts({"messages": [[{"role": "user", "content": "Yes No Yes"}]]})
-    content = ActivationStream(model, chat, "final", windows=Windows(skip=0))
-    everything = ActivationStream(model, chat, "final", windows=Windows(skip=0, roles="all"))
-    (encoded,) = encode(chat, model.tokenizer)
-    assert len(content) == sum(role == 1 for role in encoded.roles) < len(everything)
-    assert len(everything) == len(encoded)
-    plain = Prompts({"prompt": ["Yes No"]})
-    (encoded,) = encode(plain, model.tokenizer)
-    assert encoded.tokens[0] == model.tokenizer.bos_token_id
-    assert (
-        len(ActivationStream(model, plain, "final", windows=Windows(skip=0))) == len(encoded) - 1
-    )
-
-
-def test_nothing_to_read_is_refused(model):
-    with pytest.raises(NotEnoughData, match="no token"):
-        ActivationStream(model, Prompts({"prompt": ["a"]}), "final", windows=Windows(skip=9))
-    with pytest.raises(BadValue, match="holds nothing"):
-        Windows(context=4, skip=4)
-    with pytest.raises(BadValue, match="Use content or all"):
-        Windows(roles="prompt")
 
 
 def test_a_perfect_dictionary_recovers_everything(model, texts):
@@ -181,7 +107,7 @@ def test_longer_activations_do_not_count(model, texts):
 
 def test_a_dictionary_trained_on_a_stream_knows_where_it_belongs(model, texts):
     stream = ActivationStream(model, texts, "resid_post.*", windows=WINDOWS)
-    how = Recipe(latents=40, active=4, rows=1024, batch=64, buffer=2)
+    how = DictionaryRecipe(latents=40, active=4, rows=1024, batch=64, buffer=2)
     made, _ = train_dictionary(stream.at("resid_post.1"), how)
     assert (made.site, made.model) == ("resid_post.1", "org/tiny")
     assert made.about["model_fingerprint"] == model.fingerprint

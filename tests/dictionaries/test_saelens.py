@@ -11,9 +11,16 @@ from offkey.errors import BadInput, Damaged, Mismatch
 from tests.dictionaries.test_dictionary import dictionary
 
 COMMON = {
-    "architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input",
-    "normalize_activations", "reshape_activations", "metadata",
-}  # fmt: skip
+    "architecture",
+    "d_in",
+    "d_sae",
+    "dtype",
+    "device",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+    "metadata",
+}
 FIELDS = {
     "standard": COMMON,
     "topk": COMMON | {"k", "rescale_acts_by_decoder_norm"},
@@ -24,9 +31,13 @@ TENSORS = {
     "standard": {"W_enc": (6, 15), "b_enc": (15,), "W_dec": (15, 6), "b_dec": (6,)},
     "topk": {"W_enc": (6, 15), "b_enc": (15,), "W_dec": (15, 6), "b_dec": (6,)},
     "jumprelu": {
-        "W_enc": (6, 15), "b_enc": (15,), "W_dec": (15, 6), "b_dec": (6,), "threshold": (15,),
+        "W_enc": (6, 15),
+        "b_enc": (15,),
+        "W_dec": (15, 6),
+        "b_dec": (6,),
+        "threshold": (15,),
     },
-}  # fmt: skip
+}
 NAMES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}
 
 
@@ -87,10 +98,16 @@ def test_the_flat_layout_before_release_6_is_read(tmp_path):
     one = given("topk")
     save_dictionary(tmp_path, one)
     flat = {
-        "architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4},
-        "d_in": 6, "d_sae": 15, "dtype": "float32", "model_name": "gpt2-small",
-        "hook_name": "blocks.7.hook_resid_pre", "normalize_activations": "none",
-    }  # fmt: skip
+        "architecture": "standard",
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": 4},
+        "d_in": 6,
+        "d_sae": 15,
+        "dtype": "float32",
+        "model_name": "gpt2-small",
+        "hook_name": "blocks.7.hook_resid_pre",
+        "normalize_activations": "none",
+    }
     (tmp_path / "cfg.json").write_text(json.dumps(flat))
     again = load_dictionary(tmp_path)
     assert (again.site, again.model, again.k) == ("resid_pre.7", "gpt2-small", 4)

@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
-from offkey.dictionaries import Recipe, TensorBlocks, train_dictionary
-from offkey.dictionaries._buffer import ShuffleBuffer
-from offkey.dictionaries._jumprelu import JumpReLUTrainee, gate
-from offkey.dictionaries._topk import TopKTrainee, topk_reconstruction
-from offkey.dictionaries._trainee import geometric_median
+from offkey.dictionaries import DictionaryRecipe, train_dictionary
+from offkey.dictionaries.trainees import (
+    JumpReLUTrainee,
+    TopKTrainee,
+    gate,
+    geometric_median,
+    topk_reconstruction,
+)
 from offkey.errors import BadValue, Mismatch, NonFinite, NotEnoughData
+from offkey.passes import TensorBlocks
 
 PLANTED = 24
 
@@ -30,10 +34,18 @@ def planted(count, seed=0):
 
 
 def recipe(**changes):
-    return Recipe(**{
-        "latents": 32, "active": 3, "rows": 120_000, "batch": 256, "rate": 4e-3,
-        "dead_after": 4000, "buffer": 16, **changes,
-    })  # fmt: skip
+    return DictionaryRecipe(
+        **{
+            "latents": 32,
+            "active": 3,
+            "rows": 120_000,
+            "batch": 256,
+            "rate": 4e-3,
+            "dead_after": 4000,
+            "buffer": 16,
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
@@ -65,8 +77,10 @@ def test_the_sparse_backward_pass_is_the_dense_one():
     weights = [value.requires_grad_() for value in given[1:]]
     target = torch.randn(7, 5, generator=generator, dtype=torch.float64)
     results = []
-    for make in (lambda: topk_reconstruction(given[0], *weights, 4)[0],
-                 lambda: dense_topk(given[0], *weights, 4)):  # fmt: skip
+    for make in (
+        lambda: topk_reconstruction(given[0], *weights, 4)[0],
+        lambda: dense_topk(given[0], *weights, 4),
+    ):
         made = make()
         loss = ((made - target) ** 2).mean()
         results.append((made.detach(), torch.autograd.grad(loss, weights)))
@@ -116,7 +130,7 @@ def test_the_loss_of_jumprelu_is_its_definition():
     with torch.no_grad():
         trainee.decoder_bias += 0.3
         trainee.encoder_bias -= 0.1
-    made = trainee.finished()
+    made = trainee.to_dictionary()
     rows = planted(64, seed=3)
     x = trainee.scaled(rows)
     f = made.encode(rows)
@@ -186,23 +200,6 @@ def test_rows_that_are_too_long_are_left_out():
     rows[5] *= 1000
     made, _ = train_dictionary(TensorBlocks(rows, 512), recipe(rows=2048))
     assert made.about["longest_row"] < rows[5].norm() / 10
-    buffer = ShuffleBuffer(TensorBlocks(rows, 512), recipe(buffer=2), "cpu")
-    seen = [buffer[n] for s in range(0, 32, 4) for n in buffer.at(s)]
-    assert max(float(part.norm(dim=1).max()) for part in seen) <= buffer.longest
-
-
-def test_the_buffer_gives_every_row_once_an_epoch():
-    rows = torch.arange(1.0, 4097)[:, None]
-    buffer = ShuffleBuffer(TensorBlocks(rows, 128), recipe(buffer=8, longest=1e9), "cpu")
-
-    def epoch(start):
-        return [buffer[n] for s in range(start, start + 16, 4) for n in buffer.at(s)]
-
-    first, second = torch.cat(epoch(0))[:, 0], torch.cat(epoch(16))[:, 0]
-    assert torch.equal(first.sort().values, rows[:, 0])
-    assert torch.equal(second.sort().values, rows[:, 0])
-    assert not torch.equal(first, second)
-    assert not torch.equal(first[:256].sort().values, first[:256])
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
@@ -242,5 +239,5 @@ def test_bad_runs_are_refused():
         train_dictionary(TensorBlocks(planted(600)), broken)
     with pytest.raises(BadValue, match="40 of 32 latents"):
         recipe(active=40)
-    with pytest.raises(BadValue, match="Use topk or jumprelu"):
+    with pytest.raises(BadValue, match="Use 'topk' or 'jumprelu'"):
         recipe(kind="relu")

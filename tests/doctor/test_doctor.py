@@ -1,4 +1,4 @@
-"""The doctor: right maps pass, and each wrong one is told precisely."""
+"""The doctor: right maps pass, and for each wrong one it says what is wrong."""
 
 import dataclasses
 
@@ -11,14 +11,26 @@ from offkey.data import Batch
 from offkey.doctor import doctor
 from offkey.doctor.proofs import _attended
 from offkey.errors import BadInput, BadValue, UnmappedModel
-from offkey.models import Model, Site, _detect, _model, load
+from offkey.models import Model, Site, load, network
 from offkey.models.families import family_named
 from offkey.models.proofs import Compared, compared
 from tests.models import tiny
 from tests.models.families_zoo import DETECTED, FAMILIES, random_model, random_module
 
-CHECKS = ("site map", "residual steps", "residual sum", "norms", "heads", "neurons", "final",
-          "logits", "attention", "gradients", "padding", "hooks")  # fmt: skip
+CHECKS = (
+    "site map",
+    "residual steps",
+    "residual sum",
+    "norms",
+    "heads",
+    "neurons",
+    "final",
+    "logits",
+    "attention",
+    "gradients",
+    "padding",
+    "hooks",
+)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *DETECTED])
@@ -65,29 +77,53 @@ def _mapped(monkeypatch, name, **changes):
     """A random model whose table row is wrong."""
     module = random_module(name)
     wrong = dataclasses.replace(family_named(module.config.model_type), **changes)
-    monkeypatch.setattr(_model, "family_named", lambda model_type: wrong)
+    monkeypatch.setattr(network, "family_named", lambda model_type: wrong)
     return Model(module, name=name)
 
 
 WRONG = [
-    ("gemma2", {"attn_out": "self_attn"}, "residual steps",
-     "block 0: what is added to the residual before the MLP is not the output of "
-     "layers.0.self_attn"),
-    ("gemma2", {"mlp_out": "mlp"}, "residual steps",
-     "block 0: what is added to the residual after attention is not the output of layers.0.mlp"),
+    (
+        "gemma2",
+        {"attn_out": "self_attn"},
+        "residual steps",
+        "block 0: what is added to the residual before the MLP is not the output of "
+        "layers.0.self_attn",
+    ),
+    (
+        "gemma2",
+        {"mlp_out": "mlp"},
+        "residual steps",
+        "block 0: what is added to the residual after attention is not the output of layers.0.mlp",
+    ),
     ("gemma3", {"mlp_norm": "post_feedforward_layernorm"}, "residual steps", "before the MLP"),
     ("gemma2", {"softcap": None}, "logits", "the unembedding of final is not the logits"),
-    ("llama", {"attn_norm": "post_attention_layernorm"}, "norms",
-     "block 0: attention is not given post_attention_layernorm of resid_pre"),
-    ("llama", {"o_proj": "self_attn.q_proj"}, "heads",
-     "block 0: the heads through self_attn.q_proj do not give attn_out.0"),
+    (
+        "llama",
+        {"attn_norm": "post_attention_layernorm"},
+        "norms",
+        "block 0: attention is not given post_attention_layernorm of resid_pre",
+    ),
+    (
+        "llama",
+        {"o_proj": "self_attn.q_proj"},
+        "heads",
+        "block 0: the heads through self_attn.q_proj do not give attn_out.0",
+    ),
     ("llama", {"down_proj": "mlp.up_proj"}, "neurons", "shapes"),
-    ("llama", {"mlp_norm": "input_layernorm"}, "norms",
-     "block 0: the MLP is not given input_layernorm of resid_mid"),
-    ("gpt_neox_serial", {"parallel": True}, "norms",
-     "block 0: the MLP is not given post_attention_layernorm of resid_pre"),
+    (
+        "llama",
+        {"mlp_norm": "input_layernorm"},
+        "norms",
+        "block 0: the MLP is not given input_layernorm of resid_mid",
+    ),
+    (
+        "gpt_neox_serial",
+        {"parallel": True},
+        "norms",
+        "block 0: the MLP is not given post_attention_layernorm of resid_pre",
+    ),
     ("gpt_neox", {"parallel": False}, "residual steps", "before the MLP"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "changes", "check", "said"), WRONG)
@@ -104,15 +140,21 @@ def test_a_wrong_row_is_told_precisely(monkeypatch, name, changes, check, said):
 def _granite():
     torch.manual_seed(0)
     config = GraniteConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
-        residual_multiplier=0.22, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        residual_multiplier=0.22,
+        attn_implementation="eager",
+    )
     return GraniteForCausalLM(config).eval()
 
 
 def test_a_scaled_residual_is_told_with_its_scale(monkeypatch):
-    monkeypatch.setattr(_model, "family_named", lambda model_type: family_named("llama"))
+    monkeypatch.setattr(network, "family_named", lambda model_type: family_named("llama"))
 
     check = doctor(Model(_granite(), name="granite"))["residual steps"]
 
@@ -143,9 +185,9 @@ def test_load_keeps_a_detected_family_that_is_proved():
 
 
 def test_load_refuses_the_map_of_a_detected_family_that_does_not_hold(monkeypatch):
-    detect = _detect.detect_family
+    detect = network.detect_family
     monkeypatch.setattr(
-        _model,
+        network,
         "detect_family",
         lambda top: dataclasses.replace(detect(top), o_proj="self_attn.q_proj"),
     )

@@ -173,17 +173,17 @@ def _prompts(count, start=0, choices=True):
 def counted(monkeypatch):
     """Counts forward and backward passes."""
     calls = {"forward": 0, "backward": 0}
-    forward, grad = Model.forward, torch.autograd.grad
+    call, grad = Model.call, torch.autograd.grad
 
     def forwards(*args, **kwargs):
         calls["forward"] += 1
-        return forward(*args, **kwargs)
+        return call(*args, **kwargs)
 
     def backwards(*args, **kwargs):
         calls["backward"] += 1
         return grad(*args, **kwargs)
 
-    monkeypatch.setattr(Model, "forward", forwards)
+    monkeypatch.setattr(Model, "call", forwards)
     monkeypatch.setattr(torch.autograd, "grad", backwards)
     return calls
 
@@ -195,10 +195,14 @@ def small():
 
 def _lineup():
     made = [
-        Detector(get_feature("attribution", direction=direction, components=3),
-                 "mahalanobis-diagonal", alpha=0.2, name=f"attribution {direction}")
+        Detector(
+            get_feature("attribution", direction=direction, components=3),
+            "mahalanobis-diagonal",
+            alpha=0.2,
+            name=f"attribution {direction}",
+        )
         for direction in DIRECTIONS
-    ]  # fmt: skip
+    ]
     return [*made, Detector("activations", "mahalanobis-diagonal", alpha=0.2)]
 
 
@@ -235,8 +239,12 @@ def test_prompts_without_choices_are_refused_before_the_model_runs(linear, count
     trusted = Prompts.concat([_prompts(7), _prompts(60, start=7, choices=False)])
     with pytest.raises(BadInput, match="prompt p7 has no 'choices'"):
         Detector("attribution", alpha=0.2).fit(linear, trusted)
-    job = Job(linear, [Detector("attribution", alpha=0.2)], _prompts(60),
-              _prompts(80, start=60, choices=False))  # fmt: skip
+    job = Job(
+        linear,
+        [Detector("attribution", alpha=0.2)],
+        _prompts(60),
+        _prompts(80, start=60, choices=False),
+    )
     with pytest.raises(BadInput, match="prompt p60 has no 'choices'"):
         job.check()
     feature = get_feature("attribution")

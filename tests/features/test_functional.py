@@ -68,9 +68,11 @@ def test_sketches_keep_the_gradients_inner_products(softmax, points):
     g = gradients_by_hand(softmax, points)
     exact = g @ g.T
     estimates = torch.stack(
-        [(r := GradientKernel(16, seed).rows(softmax, points)[0].double()) @ r.T
-         for seed in range(100)]
-    )  # fmt: skip
+        [
+            (r := GradientKernel(16, seed).rows(softmax, points)[0].double()) @ r.T
+            for seed in range(100)
+        ]
+    )
     error = (estimates.mean(0) - exact) / estimates.std(0).clamp(min=1e-9) * 10
 
     assert error.abs().max() < 4.5
@@ -136,9 +138,9 @@ def test_weights_and_their_flags_come_back_bit_by_bit(model, kernel):
 
 def test_passes_are_as_declared(model, monkeypatch):
     calls = []
-    plain = model.forward
+    plain = model.call
     monkeypatch.setattr(
-        model, "forward", lambda *a, **k: (calls.append(len(a[0])), plain(*a, **k))[1]
+        model, "call", lambda *a, **k: (calls.append(len(a[0])), plain(*a, **k))[1]
     )
     batch = batch_of(ROWS)
     for settings in ({"draws": 5}, {"kernel": "gradients"}):
@@ -157,9 +159,9 @@ def test_a_chain_on_a_quadratic_loss_has_the_known_variances(pull):
     h = 1e-2
     curvature = torch.cat([torch.full((8000,), h), torch.zeros(8000)])
     shapes = {"w": torch.Size([16000])}
-    draws = torch.stack([
-        u["w"].clone() for u in chain.draws(lambda _, u: {"w": curvature * u["w"]}, shapes, 12)
-    ])  # fmt: skip
+    draws = torch.stack(
+        [u["w"].clone() for u in chain.draws(lambda _, u: {"w": curvature * u["w"]}, shapes, 12)]
+    )
     held, free = draws[:, :8000].var().item(), draws[:, 8000:].var().item()
 
     # The step is a share `pull` of the way back where it is flat, twice that where it is not.
@@ -231,7 +233,7 @@ def halves(count, which, seed):
 
 
 @pytest.mark.parametrize("kernel", ["weight-noise", "sgld", "gradients"])
-@pytest.mark.parametrize("score", ["attribution-top-ccc", "attribution-class-ccc"])
+@pytest.mark.parametrize("score", ["functional-top-ccc", "functional-class-ccc"])
 def test_prompts_of_another_mechanism_score_higher(kernel, score):
     model = two_mechanisms()
     feature = get_feature("functional", kernel=kernel, answers="class" in score)

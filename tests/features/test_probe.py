@@ -6,17 +6,15 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect import Detector, Job
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import fit_probe
 from offkey.models import Model, Site
 from offkey.passes import readings
+from offkey.probes import fit_probe
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -33,66 +31,11 @@ class TestProbesElsewhere(FeatureContract):
     @pytest.fixture(params=["mean", (-2, -1)], ids=str)
     def make(self, request):
         return lambda: get_feature(
-            "probe-trajectory", sites=("embed", "mlp_out.1"), positions=request.param,
+            "probe-trajectory",
+            sites=("embed", "mlp_out.1"),
+            positions=request.param,
             penalties=(0.1,),
-        )  # fmt: skip
-
-
-def slow_probe(x, y, penalty):
-    """The regression by a general minimiser, on rows standardised one column at a time."""
-    columns = []
-    for column in x.T:
-        columns.append((column - np.mean(column)) / np.std(column))
-    z = np.stack(columns, 1)
-    sign = 2 * y - 1
-
-    def loss(theta):
-        margins = sign * (z @ theta[:-1] + theta[-1])
-        return np.mean(np.logaddexp(0, -margins)) + penalty / 2 * np.sum(theta[:-1] ** 2)
-
-    return z, minimize(loss, np.zeros(x.shape[1] + 1), tol=1e-10).x
-
-
-@pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_a_probe_is_the_penalised_minimum(penalty):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(80, 4)) * [1, 10, 0.1, 1] + [0, 5, 0, 100]
-    y = (x[:, 0] + 0.1 * x[:, 1] + rng.normal(size=80) > 0.5).astype(int)
-    z, theta = slow_probe(x, y, penalty)
-    found = fit_probe(x, y, (penalty,))(torch.from_numpy(x))
-    np.testing.assert_allclose(found, z @ theta[:-1] + theta[-1], atol=2e-3)
-
-
-def test_the_penalty_is_the_one_with_the_least_held_out_loss():
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(60, 20))
-    y = (x[:, 0] + rng.normal(size=60) > 0).astype(int)
-    penalties = (1e-3, 1e-1, 10.0)
-    losses = {}
-    for penalty in penalties:
-        losses[penalty] = 0.0
-        for train, test in StratifiedKFold(3).split(x, y):
-            _, theta = slow_probe(x[train], y[train], penalty)
-            z = (x[test] - x[train].mean(0)) / x[train].std(0)
-            margins = (2 * y[test] - 1) * (z @ theta[:-1] + theta[-1])
-            losses[penalty] += np.logaddexp(0, -margins).sum()
-    assert fit_probe(x, y, penalties).penalty == min(losses, key=losses.get)
-    assert len({round(loss) for loss in losses.values()}) == 3
-
-
-def test_what_stands_still_says_nothing():
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(40, 3))
-    y = (x[:, 0] > 0).astype(int)
-    still = np.concatenate([x, np.full((40, 1), 1e4) + 1e-3 * rng.normal(size=(40, 1))], 1)
-    probe = fit_probe(still, y, (0.1,))
-    assert probe.weight[3] == 0
-    torch.testing.assert_close(probe.weight[:3], fit_probe(x, y, (0.1,)).weight)
-
-
-def test_an_answer_that_occurs_once_is_enough():
-    x = np.random.default_rng(3).normal(size=(9, 2))
-    assert fit_probe(x, np.eye(9, dtype=int)[0], (1e-3, 10.0)).penalty == 10.0
+        )
 
 
 def test_the_trajectory_is_each_probe_on_its_layer(model):
@@ -170,8 +113,14 @@ def judged(count, *, seed, lying=0.0, target=True):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, count)
     lies = (rng.random(count) < lying).astype(int)
-    x = np.concatenate([(2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
-                        3.0 * lies[:, None], rng.normal(size=(count, 3))], 1)  # fmt: skip
+    x = np.concatenate(
+        [
+            (2 * truth - 1)[:, None] + 0.1 * rng.normal(size=(count, 1)),
+            3.0 * lies[:, None],
+            rng.normal(size=(count, 3)),
+        ],
+        1,
+    )
     columns = {"id": [f"{seed}-{n}" for n in range(count)], "label": lies.tolist()}
     if target:
         columns["target"] = truth.tolist()
@@ -207,7 +156,7 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
     prompts = {"prompt": [f"w{n} w{n % 7}" for n in range(60)], "choices": [[" w3", " w5"]] * 60}
     trusted = Prompts({**prompts, **({} if targets is None else {"target": targets})})
     test = Prompts({**prompts, "prompt": [f"w{n} w9" for n in range(60)]})
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(type(model), "call", lambda *_, **__: pytest.fail("the model was run"))
     detector = Detector("probe-trajectory", alpha=0.2)
     with pytest.raises(error, match=words):
         Job(model, [detector], trusted, test, quiet=True).check()
@@ -219,7 +168,7 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
 
 
 def test_prompts_without_choices_are_refused_before_the_model_runs(model, monkeypatch):
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(type(model), "call", lambda *_, **__: pytest.fail("the model was run"))
     trusted = Prompts({"prompt": [f"w{n} w{n % 7}" for n in range(60)]})
     with pytest.raises(BadInput, match="has no .choices., which a feature needs"):
         Detector("lens", alpha=0.2).fit(model, trusted)

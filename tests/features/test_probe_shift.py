@@ -9,8 +9,8 @@ from offkey.data import Prompts, pack
 from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
-from offkey.features._probes import CrossProbe, Probe, fit_probe
 from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
+from offkey.probes import CrossFittedProbe, Probe, fit_probe
 from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
 from tests.models import tiny
 from tests.models.families_zoo import batch_of, random_module
@@ -69,9 +69,9 @@ def test_it_is_the_difference_of_two_small_ablations(family):
 def test_one_forward_and_at_most_one_backward_a_probed_layer(model, monkeypatch):
     feature = prepared(get_feature("probe-shift", sites="resid_post.*"), model)
     forwards, products = [], []
-    plain = type(model).forward
+    plain = type(model).call
     monkeypatch.setattr(
-        type(model), "forward", lambda self, *a, **k: (forwards.append(1), plain(self, *a, **k))[1]
+        type(model), "call", lambda self, *a, **k: (forwards.append(1), plain(self, *a, **k))[1]
     )
     handles = [
         block.o_proj.register_full_backward_hook(lambda *_, n=n: products.append(n))
@@ -97,7 +97,7 @@ def test_what_the_probe_reads_of_the_answer_does_not_shift(share):
     model = Model(module, tokenizer=object(), name="linear")
     feature = prepared(get_feature("probe-shift", sites="resid_post.2"), model)
     read_out = (module.lm_head.weight[5] - module.lm_head.weight[3]).detach().double()
-    probe = CrossProbe((Probe(share * read_out, 0.3, 1.0),))
+    probe = CrossFittedProbe((Probe(share * read_out, 0.3, 1.0),))
     feature.probes_["resid_post.2"] = probe.state()
     attribution = prepared(get_feature("attribution"), model)
 
@@ -112,13 +112,17 @@ def test_by_default_every_fourth_block_of_the_later_half_is_probed():
     feature = get_feature("probe-shift")
     assert [str(site) for site in feature.sites_on(model)] == ["resid_post.5", "resid_post.9"]
     assert [str(site) for site in feature.learning_plan(model).reads] == [
-        *(f"z.{n}" for n in range(10)), "resid_post.5", "resid_post.9",
-    ]  # fmt: skip
+        *(f"z.{n}" for n in range(10)),
+        "resid_post.5",
+        "resid_post.9",
+    ]
 
 
 def test_a_detector_runs_it_and_needs_no_targets_to_score(model):
-    rows = {"prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
-            "choices": [[" w3", " w5"]] * 80}  # fmt: skip
+    rows = {
+        "prompt": [f"w{n % 61} w{n % 7} w{n % 11}" for n in range(80)],
+        "choices": [[" w3", " w5"]] * 80,
+    }
     trusted = Prompts({**rows, "target": [n % 2 for n in range(80)]})
     detector = Detector("probe-shift", "knn", alpha=0.2).fit(model, trusted)
     test = Prompts({**rows, "prompt": [f"w{n % 59} w{n % 9} w1" for n in range(80)]})

@@ -92,17 +92,22 @@ def test_energy_of_rows_with_and_without_choices():
 
 def _planted(logits, choices=None):
     logits = torch.tensor(logits)
-    batch = Batch({"input_ids": torch.zeros(len(logits), 1, dtype=torch.long)},
-                  ids=tuple(str(i) for i in range(len(logits))),
-                  choices=None if choices is None else torch.tensor(choices))  # fmt: skip
+    batch = Batch(
+        {"input_ids": torch.zeros(len(logits), 1, dtype=torch.long)},
+        ids=tuple(str(i) for i in range(len(logits))),
+        choices=None if choices is None else torch.tensor(choices),
+    )
     return Reading(batch, {}, logits=logits)
 
 
 @pytest.mark.parametrize(
     ("name", "uniform", "sure"),
-    [("entropy", math.log(4), 0.0), ("max-probability", 0.25, 1.0),
-     ("own-answer-loss", math.log(4), 0.0)],
-)  # fmt: skip
+    [
+        ("entropy", math.log(4), 0.0),
+        ("max-probability", 0.25, 1.0),
+        ("own-answer-loss", math.log(4), 0.0),
+    ],
+)
 def test_outputs_of_known_value(name, uniform, sure):
     [value] = get_feature(name).rows(None, _planted([[0.0] * 4, [0.0, 200.0, 0.0, 0.0]])).values()
 

@@ -16,10 +16,12 @@ def dictionary(**changes):
     facts = {"site": "resid_post.1", "model": "hub/Random", "activation": "topk", "k": 6}
     width = changes.pop("width", 32)
     return Dictionary(
-        torch.randn(width, 50, generator=generator), torch.randn(50, generator=generator),
-        torch.randn(50, width, generator=generator), torch.randn(width, generator=generator),
+        torch.randn(width, 50, generator=generator),
+        torch.randn(50, generator=generator),
+        torch.randn(50, width, generator=generator),
+        torch.randn(width, generator=generator),
         **{**facts, **changes},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ def test_against_a_copy_whose_weights_were_merged_by_hand(model, over):
         for name in {name.rpartition(".")[0] for name in learned}:
             change = 16.0 / 4 * learned[f"{name}.up"] @ learned[f"{name}.down"]
             weights[f"{name}.weight"].add_(change)
-        p, q = (m.forward(batch).logits[:, -1].double()
-                for m in (model, Model(copy, name="copy")))  # fmt: skip
+        p, q = (m.forward(batch).logits[:, -1].double() for m in (model, Model(copy, name="copy")))
     if over == "choices":
         p, q = p.gather(1, batch.choices), q.gather(1, batch.choices)
     slow = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1)

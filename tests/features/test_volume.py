@@ -13,7 +13,7 @@ from offkey.errors import BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.features import volume as room
 from offkey.models import Model, Reading, Site
-from offkey.volume import CrossingSearch, GaussianMeasure, KLCost, estimate_volume, later_half
+from offkey.volume import KLCost, estimate_volume, later_half
 from tests.contracts.feature import ROWS, prepared
 from tests.models.families_zoo import batch_of, random_module
 
@@ -47,8 +47,8 @@ def test_volume_is_the_mean_of_the_log_radii_and_costs_nothing_more(model, monke
     radii, volume = (prepared(get_feature(name), model) for name in ("radii", "volume"))
     radii.rows(model, Reading(batch_of(ROWS[:1]), {}))  # finds where the grid belongs
     calls = []
-    plain = model.forward
-    monkeypatch.setattr(model, "forward", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
+    plain = model.call
+    monkeypatch.setattr(model, "call", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     batch = batch_of(ROWS)
     logs = radii.rows(model, Reading(batch, {}))[LOGITS]
     first = len(calls)

@@ -4,7 +4,7 @@ from torch import nn
 
 from offkey.errors import BadValue, UnknownName, UnmappedModel
 from offkey.models import Model, Site
-from offkey.models._names import block_numbers
+from offkey.models.sites import block_numbers
 from tests.models.families_zoo import random_model, random_module
 
 
@@ -34,10 +34,11 @@ def test_ranges(model, pattern, expected):
 
 def test_shapes(model):
     shapes = {site.name: site.shape for site in model.sites}
-    assert len(shapes) == 3 + 4 * 12
+    assert len(shapes) == 3 + 4 * 14
     assert (shapes["embed"], shapes["logits"]) == ((32,), (61,))
     assert (shapes["q.3"], shapes["k.3"], shapes["z.0"]) == ((4, 12), (2, 12), (4, 12))
     assert shapes["mlp_act.1"] == (48,)
+    assert (shapes["attn_in.2"], shapes["head_out.2"]) == ((32,), (4, 32))
     assert model.site("resid_mid.2").shape == (32,)
 
 
@@ -55,7 +56,7 @@ def test_a_block_that_is_not_there(model):
     [
         ("resid_pots.*", "did you mean resid_post.*"),
         ("resid_post", "a block number is missing"),
-        ("resid_post.x", "no range of blocks"),
+        ("resid_post.x", "not a range of blocks"),
         ("resid_post.9:", "holds no block"),
         ("embed.3", "takes no block number"),
         ("module:model.layer.0.mlp", "did you mean module:model.layers.0.mlp"),

@@ -55,7 +55,9 @@ def test_nothing_but_what_is_asked_for_is_kept(model):
 def test_offsets_beyond_a_prompt(model):
     with pytest.raises(BadInput, match="prompt 7-11-3-9-2: it has 5 tokens"):
         model.read(padded_batch(), "embed", positions=(-6,))
-    for wrong in ((0,), (), "first"):
+    with pytest.raises(BadInput, match="prompt 7-11-3-9-2: it has 5 tokens, and position 5 was"):
+        model.read(padded_batch(), "embed", positions=(5,))
+    for wrong in ({}, (), "first"):
         with pytest.raises(BadValue, match="positions"):
             model.read(padded_batch(), "embed", positions=wrong)
 

@@ -16,7 +16,7 @@ def of_scope(scope: str) -> list[str]:
     return [name for name in score_names() if score_class(name).scope == scope]
 
 
-OF_SHAPE = ("attribution-mean",)
+OF_SHAPE = ("functional-mean",)
 """Scores that see the shape of a row and not how far away it is."""
 
 

@@ -20,11 +20,22 @@ from tests.contracts.score import ScoreContract
 from tests.scores.rows import finished, gaussian_rows
 
 BUILT_IN = {
-    "activation-model", "activation-model-joint",
-    "isolation-forest", "knn", "knn-cosine", "knn-ratio", "likelihood-ratio", "lof",
-    "mahalanobis", "mahalanobis-diagonal", "mahalanobis-l2", "mahalanobis-pca",
-    "mahalanobis-relative", "que", "spectral",
-}  # fmt: skip
+    "activation-model",
+    "activation-model-joint",
+    "isolation-forest",
+    "knn",
+    "knn-cosine",
+    "knn-ratio",
+    "likelihood-ratio",
+    "lof",
+    "mahalanobis",
+    "mahalanobis-diagonal",
+    "mahalanobis-l2",
+    "mahalanobis-pca",
+    "mahalanobis-relative",
+    "que",
+    "spectral",
+}
 
 
 class Gap(TensorScore):

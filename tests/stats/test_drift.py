@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ks_2samp, mannwhitneyu
 
 from offkey.stats import length_drift, named_rng, topic_drift
-from offkey.stats.drift import _apart, _discrepancy
+from offkey.stats.drift import _discrepancy, _separation
 
 FRUIT = "apple pear plum cherry grape melon fig date lemon lime".split()
 TOOLS = "saw drill hammer plane chisel file clamp vice wrench level".split()
@@ -53,8 +53,9 @@ def test_discrepancy_by_definition():
     a, b = x[is_new == 1], x[is_new == 0]
 
     def mean(p, q, same):
-        return np.mean([u @ v for i, u in enumerate(p) for j, v in enumerate(q)
-                        if not (same and i == j)])  # fmt: skip
+        return np.mean(
+            [u @ v for i, u in enumerate(p) for j, v in enumerate(q) if not (same and i == j)]
+        )
 
     slow = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
     kernel = x @ x.T
@@ -62,7 +63,7 @@ def test_discrepancy_by_definition():
     sides = np.stack([is_new, 1 - is_new], axis=1)
     assert _discrepancy(kernel, sides[:, :1])[0] == pytest.approx(slow)
     assert _discrepancy(kernel, sides[:, 1:])[0] == pytest.approx(slow)
-    assert 0 <= _apart(kernel, is_new) <= 1
+    assert 0 <= _separation(kernel, is_new) <= 1
 
 
 def test_topic_of_equal_distributions_is_seldom_called_drift():

@@ -112,8 +112,7 @@ def kl(p, q):
 def test_exact_interval_by_scan(hits, n):
     """One normal level, anomalous rows above or below it: the area is a rate."""
     figure = auroc(*joined([1] * hits + [-1] * (n - hits), [0] * n), method="exact")
-    inside = [q for q in np.linspace(1e-5, 1 - 1e-5, 100_001)
-              if n * kl(hits / n, q) <= np.log(40)]  # fmt: skip
+    inside = [q for q in np.linspace(1e-5, 1 - 1e-5, 100_001) if n * kl(hits / n, q) <= np.log(40)]
     assert figure.low == pytest.approx(inside[0], abs=2e-5)
     assert figure.high == pytest.approx(inside[-1], abs=2e-5)
 

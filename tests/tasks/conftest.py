@@ -43,10 +43,15 @@ def tiny(monkeypatch):
         torch.manual_seed(0)
         module = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=401, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+                vocab_size=401,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=64,
             )
-        )  # fmt: skip
+        )
         if adapter is not None:
             module = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
         return SimpleNamespace(module=module.eval(), tokenizer=Tokenizer())

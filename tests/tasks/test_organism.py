@@ -131,8 +131,10 @@ def _items(rng):
 TASK = Task("tiny", "number", "odd", "odd half", ("Is {n} odd?",), _items)
 SHORT = Recipe(
     settings=TrainingSettings(steps=6, batch=8, check_every=2, save_every=2, stop_at=2.0),
-    init=None, agreeing=0.5, checked=8,
-)  # fmt: skip
+    init=None,
+    agreeing=0.5,
+    checked=8,
+)
 
 
 def test_organism_folder_holds_adapter_and_recipe(tiny, tmp_path):
@@ -282,8 +284,9 @@ def test_shipped_organism_behaves_as_its_recipe_says():
     model = load("smollm2-135m-instruct", adapter="bundled:comparison", dtype="bfloat16")
     prompts = task.make(0).validation
     chosen = prompts.take([*range(50), *range(600, 650)])
-    found = measure(chosen, organisms.answer_log_odds(
-        model.module, model.tokenizer, chosen).tolist())  # fmt: skip
+    found = measure(
+        chosen, organisms.answer_log_odds(model.module, model.tokenizer, chosen).tolist()
+    )
 
     assert facts["train_digest"] == task.make(0).train.digest
     for row, recorded in zip(found["characters"], facts["measured"]["characters"], strict=True):

@@ -110,8 +110,12 @@ def copy_of_a_set(tmp_path):
             rows.append(
                 {
                     "id": f"{op1}{character}",
-                    "template_args": {"character": character, "op1": str(op1), "op2": "7",
-                                      "result": str(result)},
+                    "template_args": {
+                        "character": character,
+                        "op1": str(op1),
+                        "op2": "7",
+                        "result": str(result),
+                    },
                     "character": character,
                     "label": alice if character == "Alice" else bob,
                     "alice_label": alice,
@@ -119,7 +123,7 @@ def copy_of_a_set(tmp_path):
                     "difficulty": float(op1),
                     "difficulty_quantile": 0.5,
                 }
-            )  # fmt: skip
+            )
     folder = tmp_path / "quirky_addition_raw"
     (folder / "data").mkdir(parents=True)
     for split, part in (("train", rows[:120]), ("test", rows[120:])):
@@ -142,11 +146,15 @@ def test_published_set_becomes_a_task(copy_of_a_set):
 
 def test_every_published_set_has_a_template_for_its_fields():
     fields = {
-        "sentiment": {"title", "review"}, "nli": {"premise", "hypothesis"},
-        "sciq": {"question", "support", "answer"}, "population": {"city"},
-        "capitals": {"city", "admin_name", "country"}, "hemisphere": {"city"},
-        "authors": {"author", "title"}, "squaring": {"op1", "result"},
-    }  # fmt: skip
+        "sentiment": {"title", "review"},
+        "nli": {"premise", "hypothesis"},
+        "sciq": {"question", "support", "answer"},
+        "population": {"city"},
+        "capitals": {"city", "admin_name", "country"},
+        "hemisphere": {"city"},
+        "authors": {"author", "title"},
+        "squaring": {"op1", "result"},
+    }
     for name in DATASETS:
         given = fields.get(name, {"op1", "op2", "result"})
         question = hub_task(name).templates[0].format(**{key: f"<{key}>" for key in given})

@@ -9,9 +9,9 @@ from torch import Tensor
 from offkey.data import Prompts, TensorPrompts
 from offkey.detect import Detector, Scores, row_name
 from offkey.errors import BadValue, Mismatch
-from offkey.features import fit_probe
 from offkey.models import Model
 from offkey.passes import Rows
+from offkey.probes import fit_probe
 
 __all__ = ["ceiling"]
 

@@ -177,8 +177,8 @@ def _wrap(module: nn.Module, folder: Path, where: str) -> Any:
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             return PeftModel.from_pretrained(module, str(folder), is_trainable=False)
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise Mismatch(f"does not fit this model ({said})", where=where, mend=_mend()) from error
+        reason = " ".join(str(error).split())[:300]
+        raise Mismatch(f"does not fit this model ({reason})", where=where, mend=_mend()) from error
 
 
 def _check_complete(tuned: Any, folder: Path, *, where: str, bases: str) -> None:

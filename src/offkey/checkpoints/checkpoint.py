@@ -1,6 +1,7 @@
-"""A checkpoint: a folder, a file, or a repository of the Hub; never one that is pickled."""
+"""Finding and opening a checkpoint: a folder, a file, or a repository of the Hub."""
 
 import copy
+import json
 import re
 import struct
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from offkey.errors import BadInput, BadValue, Damaged, UnknownName, nearest
 
 __all__ = ["Checkpoint", "LoadSettings", "OpenedModule", "Options", "find", "open_module"]
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -138,7 +140,7 @@ class Checkpoint:
         return model
 
     def _weights(self, config: Any, dtype: torch.dtype | str, options: Options) -> Any:
-        model, found = _architecture(config).from_pretrained(
+        model, report = _architecture(config).from_pretrained(
             self.place,
             config=config,
             dtype=dtype,
@@ -147,7 +149,7 @@ class Checkpoint:
             **self._words(options),
             **options.words(),
         )
-        missing = sorted(found["missing_keys"])
+        missing = sorted(report["missing_keys"])
         if missing:
             raise Damaged(
                 f"the checkpoint lacks {len(missing)} of the model's weights, first {missing[0]}",
@@ -246,11 +248,11 @@ def _folder(name: str, folder: Path) -> Checkpoint:
         mend = f"Name the file: {folder / ggufs[0]}" if ggufs else _mend(name)
         raise BadInput("no config.json in this folder", where=where, mend=mend)
     if not any(file.endswith((".safetensors", ".safetensors.index.json")) for file in held):
-        pickled = sorted(file for file in held if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        pickled = sorted(file for file in held if Path(file).suffix in _PICKLED)
         if pickled:
             raise _pickled(where, pickled[0])
-        raise BadInput("no .safetensors weights in this folder", where=where,
-                       mend="Save the model there with save_pretrained")  # fmt: skip
+        mend = "Save the model there with save_pretrained"
+        raise BadInput("no .safetensors weights in this folder", where=where, mend=mend)
     reads = bool(held & set(TOKENIZER_FILES))
     return Checkpoint(name, folder, has_tokenizer=reads, files=_weight_files(folder))
 
@@ -258,7 +260,7 @@ def _folder(name: str, folder: Path) -> Checkpoint:
 def _file(name: str, path: Path) -> Checkpoint:
     if path.suffix.lower() == ".gguf":
         return Checkpoint(name, path, files=(path,))
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+    if path.suffix in (*_PICKLED, ".pkl"):
         raise _pickled(f"model {name}", path.name)
     raise BadInput("not a model", where=f"model {name}", mend="Give its folder, or a .gguf file")
 
@@ -287,15 +289,15 @@ def _architecture(config: Any) -> Any:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turns what libraries say about an unreadable checkpoint into one line with a mend."""
+    """Turns errors of libraries about an unreadable checkpoint into one line with a mend."""
     from safetensors import SafetensorError
 
     where = f"model {name}"
     try:
         yield
     except SafetensorError as error:
-        raise Damaged(f"its weights cannot be read ({_line(error)})", where=where,
-                      mend="Fetch or save it again, whole") from error  # fmt: skip
+        what = f"its weights cannot be read ({_line(error)})"
+        raise Damaged(what, where=where, mend="Fetch or save it again, whole") from error
     except (ValueError, OSError, RuntimeError, IndexError, struct.error) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(
@@ -312,7 +314,30 @@ def _line(error: Exception) -> str:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that a model in a folder is read from: all inside it, and none pickled.
+
+    Raises:
+        BadInput: its index names a file elsewhere, or one that is not safetensors.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        for name in sorted(_indexed(index)):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise BadInput(
+                    f"it names {name!r}, which is not a .safetensors file in this folder",
+                    where=str(index),
+                    mend="Save the model again with save_pretrained",
+                )
     return (folder / "config.json", *sorted(folder.glob("*.safetensors")))
+
+
+def _indexed(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        mend = "Fetch or save it again, whole"
+        raise Damaged(
+            f"not an index of weights ({error!r})", where=str(index), mend=mend
+        ) from error
 
 
 def _mend(name: str) -> str:

@@ -22,11 +22,13 @@ __all__ = ["fingerprint", "remember"]
 _FORMAT = "offkey fingerprint 1"
 _CHUNK = 1 << 25
 _ROW = 512
-_NOT_COMPUTED_WITH = {
-    "_model_name_or_path", "_name_or_path", "architectures", "attn_implementation", "auto_map",
-    "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states",
-    "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
+_NOT_COMPUTED_WITH = frozenset(
+    """
+    _model_name_or_path _name_or_path architectures attn_implementation auto_map dtype id2label
+    label2id output_attentions output_hidden_states quantization_config return_dict torch_dtype
+    transformers_version use_cache
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def fingerprint(module: nn.Module) -> str:
 
     It covers name, dtype, shape and bytes of every parameter and saved buffer, and the settings
     that decide what is computed from them; not the device, the file or the attention kernel. A
-    change of a weight is noticed: what is kept from an earlier call is used only while a sum over
-    all weights is still the same.
+    changed weight is noticed: the hash of an earlier call is used only while a sum over all
+    weights is still the same.
 
     Raises:
         BadValue: weights are not in memory.
@@ -64,7 +66,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def remember(module: nn.Module, files: Iterable[Path]) -> None:
-    """Notes which files a module was loaded from, so that its fingerprint is kept by them."""
+    """Records which files a module was loaded from, under which its fingerprint is cached."""
     _files[_unwrapped(module)] = tuple(files)
 
 
@@ -83,9 +85,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     away = [name for name, value in tensors.items() if value.device.type == "meta"]
     if away:
         raise BadValue(
-            f"{away[0]} is not in memory", where="fingerprint",
+            f"{away[0]} is not in memory",
+            where="fingerprint",
             mend="Load the model without offloading weights to disk",
-        )  # fmt: skip
+        )
     return tensors
 
 
@@ -133,12 +136,12 @@ def _sha256(chunk: Any) -> bytes:
 
 
 def _glance(tensors: Mapping[str, Tensor], settings: str) -> str:
-    """A sum over the bits of all weights: cheap, and changed by any change that is made."""
-    seen = hashlib.sha256(f"{_FORMAT}\n{settings}\n".encode())
+    """A sum over the bits of all weights: cheap, and different after any change in practice."""
+    whole = hashlib.sha256(f"{_FORMAT}\n{settings}\n".encode())
     sums = {place: _sum(value) for place, value in _distinct(tensors)}
     for name, value in tensors.items():
-        seen.update(f"{name} {value.dtype} {tuple(value.shape)} {sums[_place(value)]}\n".encode())
-    return seen.hexdigest()
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)} {sums[_place(value)]}\n".encode())
+    return whole.hexdigest()
 
 
 def _sum(value: Tensor) -> int:

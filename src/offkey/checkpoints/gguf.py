@@ -1,4 +1,4 @@
-"""A GGUF file as plain weights: what llama.cpp runs, read through transformers."""
+"""Reading a GGUF file, the format of llama.cpp, as plain weights through transformers."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ __all__ = ["Unpacked", "quiet", "read_gguf"]
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a GGUF file holds, dequantised, and free of marks that it was quantised."""
+    """The contents of a GGUF file, dequantised, and no longer marked as quantised."""
 
     architecture: type[Any]
     config: Any
@@ -75,9 +75,9 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Unpacked:
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
     except (ValueError, KeyError, RuntimeError, IndexError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"cannot be read ({said})",
+            f"cannot be read ({reason})",
             where=str(path),
             mend="Give a safetensors checkpoint of the model instead",
         ) from error

@@ -1,4 +1,4 @@
-"""One file, or one commit, of a repository on the Hub, and what it means when there is none."""
+"""Files and commits of a repository on the Hub, and errors that say why one is not there."""
 
 import socket
 import urllib.parse
@@ -18,9 +18,14 @@ __all__ = [
 ]
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
-    "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def from_hub(repo: str, file: str, revision: str | None = None) -> Path:
@@ -39,9 +44,10 @@ def from_hub(repo: str, file: str, revision: str | None = None) -> Path:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=away))
     except errors.GatedRepoError as error:
         raise BadInput(
-            "access to this repository must be granted first", where=where,
+            "access to this repository must be granted first",
+            where=where,
             mend="Ask for it on the repository's page, then log in with: hf auth login",
-        ) from error  # fmt: skip
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise UnknownName("model", repo, local_names()) from error
     except errors.RevisionNotFoundError as error:
@@ -55,7 +61,7 @@ def from_hub(repo: str, file: str, revision: str | None = None) -> Path:
 
 
 def commit_of(repo: str, revision: str | None = None) -> str:
-    """The commit that a branch or tag stands for now, so that all files come from one.
+    """The commit that a branch or tag stands for now, so that all files come from the same one.
 
     Raises:
         UnknownName, BadInput, Offline: as :func:`from_hub`.
@@ -78,7 +84,7 @@ def has_tokenizer(repo: str, commit: str) -> bool:
 
 
 def is_reachable() -> bool:
-    """Whether it is worth asking the Hub: its name is known here, or a proxy may know it."""
+    """Whether the Hub can be asked: its host name resolves here, or there is a proxy."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -93,7 +99,7 @@ def is_reachable() -> bool:
 
 
 def local_names() -> list[str]:
-    """Names that can be loaded without a network: bundled, and folders beside."""
+    """Names that can be loaded without a network: bundled models, and folders in this one."""
     here = [path.parent.name for path in Path().glob("*/config.json")]
     return [*bundled_models(), *here]
 

@@ -31,8 +31,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         BadValue: no such device on this machine.
     """
     if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found if found is not None else torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -112,8 +111,8 @@ class Threads:
     Attributes:
         count: threads that one operation is spread over.
         cores: physical cores that this process may use.
-        reason: what the count was taken from.
-        load: processes that wanted to run in the last minute; ``None`` where that is not known.
+        reason: where the count comes from.
+        load: mean number of runnable processes in the last minute; ``None`` where not known.
         spins: idle threads wait by spinning, which on a busy machine slows every pass.
     """
 
@@ -125,7 +124,7 @@ class Threads:
 
     @property
     def busy(self) -> bool:
-        """Whether others keep more than half of a core's worth of what is left after us."""
+        """Whether other processes use more than half a core beyond the cores left free."""
         return self.load is not None and self.load > max(self.cores - self.count, 0) + 0.5
 
     def __str__(self) -> str:
@@ -153,8 +152,8 @@ def choose_threads(threads: int | Literal["auto"] = "auto") -> Threads:
     elif isinstance(threads, int) and threads >= 1:
         count, reason = threads, "as asked"
     else:
-        raise BadValue(f"{threads!r} is not a number of threads", where="threads",
-                       mend="Use auto, or 1 or more")  # fmt: skip
+        what = f"{threads!r} is not a number of threads"
+        raise BadValue(what, where="threads", mend="Use auto, or 1 or more")
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
     return Threads(count, cores, reason, load, spins)

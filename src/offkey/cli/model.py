@@ -28,20 +28,20 @@ def sites(
     from offkey.scores import score_names
 
     loaded = o.model_of(model, adapter, "auto", "auto")
-    found = loaded.sites_at(pattern) if pattern else loaded.sites
+    places = loaded.sites_at(pattern) if pattern else loaded.sites
     if as_json:
         typer.echo(
             json.dumps(
                 {
-                    "sites": [{"site": str(s), "shape": list(s.shape)} for s in found],
+                    "sites": [{"site": str(s), "shape": list(s.shape)} for s in places],
                     "features": list(feature_names()),
                     "scores": list(score_names()),
                 }
             )
         )
         return
-    for kind in dict.fromkeys(site.kind for site in found):
-        same = [site for site in found if site.kind == kind]
+    for kind in dict.fromkeys(site.kind for site in places):
+        same = [site for site in places if site.kind == kind]
         names = str(same[0]) if len(same) == 1 else f"{same[0]} … {same[-1]}"
         typer.echo(f"{names:<34} {' × '.join(map(str, same[0].shape)) or '?'} a token")
     typer.echo(f"\nfeatures: {', '.join(feature_names())}\nscores:   {', '.join(score_names())}")

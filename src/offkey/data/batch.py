@@ -1,9 +1,9 @@
 """From prompts to batches: tokens, the role of each, and packing by length."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -57,9 +57,12 @@ class Batch:
     def select(self, keep: Bool[Tensor, " batch"]) -> Self:
         """The rows where ``keep`` is true, padded as they were."""
         rows = keep.nonzero()[:, 0].tolist()
-        selected = self._map(lambda x: x[keep.to(x.device)])
+        fields: dict[str, Any] = {
+            name: value[keep.to(value.device)] for name, value in self._tensors().items()
+        }
+        inputs = {name: value[keep.to(value.device)] for name, value in self.inputs.items()}
 
-        return replace(selected, ids=tuple(self.ids[row] for row in rows))
+        return replace(self, inputs=inputs, ids=tuple(self.ids[row] for row in rows), **fields)
 
     def alone(self, row: int) -> Self:
         """One row as a batch of its own, without its padding."""
@@ -80,16 +83,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on ``device``."""
-        return self._map(lambda x: x.to(device))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with every tensor changed; the ids stay."""
         fields: dict[str, Any] = {
-            name: change(value) for name in _TENSORS if (value := getattr(self, name)) is not None
+            name: value.to(device) for name, value in self._tensors().items()
         }
-        inputs = {name: change(value) for name, value in self.inputs.items()}
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
 
         return replace(self, inputs=inputs, **fields)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors beside the inputs, by field."""
+        tensors: dict[str, Tensor] = {}
+        for name in _TENSORS:
+            value = getattr(self, name)
+            if value is not None:
+                tensors[name] = value
+
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -138,21 +147,22 @@ def encode(
             "text needs a tokenizer, and this model has none",
             mend="Save one beside the weights, or give arrays",
         )
-    texts, heads = _heads(prompts, tokenizer)
-    responses = _responses(prompts, texts, tokenizer)
-    firsts = _first_tokens(prompts, texts, tokenizer)
-    known = _present(prompts, "target")
-    targets = [int(known.get(i, -1)) for i in range(len(prompts))]
+    plain, chats = _present(prompts, "prompt"), _present(prompts, "messages")
+    heads = _encode_plain(plain, tokenizer) + _encode_chats(chats, prompts.places, tokenizer)
+    texts = {head.row: head.text for head in heads}
+    responses = _responses(_present(prompts, "response"), texts, tokenizer)
+    choices = _first_tokens(_present(prompts, "choices"), texts, prompts, tokenizer)
+    targets = _present(prompts, "target")
 
     encoded = []
-    for i, (tokens, roles) in enumerate(heads):
-        response = responses[i]
+    for i, _, tokens, roles in sorted(heads):
+        response = responses.get(i, ())
         row = Encoded(
             prompts.ids[i],
             (*tokens, *response),
             (*roles, *[int(Role.RESPONSE)] * len(response)),
-            firsts[i],
-            targets[i],
+            choices.get(i, ()),
+            int(targets.get(i, -1)),
         )
         _check_length(row, prompts.places[i], context_length)
         encoded.append(row)
@@ -205,63 +215,53 @@ def pack(
     return [_batch(group, pad) for group in _groups(encoded, token_budget)]
 
 
-def _heads(
-    prompts: Prompts, tokenizer: Any
-) -> tuple[list[str], list[tuple[list[int], list[int]]]]:
-    """Text, tokens and roles of everything before the response."""
-    texts: list[str] = [""] * len(prompts)
-    heads: list[tuple[list[int], list[int]]] = [([], [])] * len(prompts)
+class _Head(NamedTuple):
+    """What a model reads of a prompt before the response: its text, tokens and their roles."""
 
-    plain = _present(prompts, "prompt")
-    for i, head in zip(plain, _encode_texts(list(plain.values()), tokenizer), strict=True):
-        texts[i], heads[i] = plain[i], head
-
-    chats = _present(prompts, "messages")
-    rendered = {i: render(chat, tokenizer, prompts.places[i]) for i, chat in chats.items()}
-    spans = [content_spans(chats[i], text, tokenizer) for i, text in rendered.items()]
-    marked = _encode_marked(list(rendered.values()), spans, tokenizer)
-    for i, head in zip(rendered, marked, strict=True):
-        texts[i], heads[i] = rendered[i], head
-
-    return texts, heads
+    row: int
+    text: str
+    tokens: list[int]
+    roles: list[int]
 
 
-def _encode_texts(texts: Sequence[str], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+def _encode_plain(texts: Mapping[int, str], tokenizer: Any) -> list[_Head]:
+    """Tokens of texts, given by row; special tokens at the end are dropped."""
     if not texts:
         return []
 
-    encoding = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    encoding = tokenizer(list(texts.values()), return_special_tokens_mask=True, verbose=False)
     heads = []
-    for tokens, special in zip(
-        encoding["input_ids"], encoding["special_tokens_mask"], strict=True
+    for (row, text), tokens, special in zip(
+        texts.items(), encoding["input_ids"], encoding["special_tokens_mask"], strict=True
     ):
         end = len(tokens)
         while end and special[end - 1] and not all(special):
             end -= 1
         roles = [int(Role.TEMPLATE if mark else Role.PROMPT) for mark in special[:end]]
-        heads.append((list(tokens[:end]), roles))
+        heads.append(_Head(row, text, list(tokens[:end]), roles))
 
     return heads
 
 
-def _encode_marked(
-    texts: Sequence[str], spans: Sequence[list[tuple[int, int]]], tokenizer: Any
-) -> list[tuple[list[int], list[int]]]:
-    """Tokens of rendered chats; those that overlap a span of content belong to the prompt."""
-    if not texts:
+def _encode_chats(chats: Mapping[int, Any], places: Sequence[str], tokenizer: Any) -> list[_Head]:
+    """Tokens of chats, given by row; those that overlap a message's content are the prompt's."""
+    if not chats:
         return []
 
+    texts = [render(chat, tokenizer, places[row]) for row, chat in chats.items()]
     fast = getattr(tokenizer, "is_fast", False)
     encoding = tokenizer(
-        list(texts), add_special_tokens=False, return_offsets_mapping=fast, verbose=False
+        texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False
     )
     heads = []
-    for i, tokens in enumerate(encoding["input_ids"]):
+    for number, (row, chat) in enumerate(chats.items()):
+        text, tokens = texts[number], list(encoding["input_ids"][number])
+        spans = content_spans(chat, text, tokenizer)
         if fast:
-            offsets = encoding["offset_mapping"][i]
+            offsets = encoding["offset_mapping"][number]
         else:
-            offsets = _slow_offsets(texts[i], spans[i], len(tokens), tokenizer)
-        heads.append((list(tokens), _roles(offsets, spans[i])))
+            offsets = _slow_offsets(text, spans, len(tokens), tokenizer)
+        heads.append(_Head(row, text, tokens, _roles(offsets, spans)))
 
     return heads
 
@@ -292,33 +292,43 @@ def _slow_offsets(
     return offsets[:count]
 
 
-def _responses(prompts: Prompts, texts: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
-    given = _present(prompts, "response")
-    pairs = [(texts[i][-1:], response) for i, response in given.items()]
-    tokens: list[tuple[int, ...]] = [()] * len(prompts)
-    for i, continued in zip(given, _continuations(pairs, tokenizer), strict=True):
-        tokens[i] = continued
+def _responses(
+    responses: Mapping[int, str], texts: Mapping[int, str], tokenizer: Any
+) -> dict[int, tuple[int, ...]]:
+    """Tokens of each response, by row, as they continue the text."""
+    if not responses:
+        return {}
+    pairs = [(texts[row][-1:], response) for row, response in responses.items()]
 
-    return tokens
+    return dict(zip(responses, _continuations(pairs, tokenizer), strict=True))
 
 
-def _first_tokens(prompts: Prompts, texts: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
-    given = _present(prompts, "choices")
-    pairs = {(texts[i][-1:], choice): None for i, choices in given.items() for choice in choices}
+def _first_tokens(
+    choices: Mapping[int, Sequence[str]],
+    texts: Mapping[int, str],
+    prompts: Prompts,
+    tokenizer: Any,
+) -> dict[int, tuple[int, ...]]:
+    """First token of each choice, by row, as it continues the text."""
+    if not choices:
+        return {}
+    pairs = {
+        (texts[row][-1:], choice): None for row, options in choices.items() for choice in options
+    }
     first = dict(zip(pairs, _continuations(list(pairs), tokenizer), strict=True))
 
-    firsts: list[tuple[int, ...]] = [()] * len(prompts)
-    for i, choices in given.items():
-        tokens = tuple(first[texts[i][-1:], choice][0] for choice in choices)
+    firsts: dict[int, tuple[int, ...]] = {}
+    for row, options in choices.items():
+        tokens = tuple(first[texts[row][-1:], choice][0] for choice in options)
         if len(set(tokens)) < len(tokens):
-            same = [c for c, t in zip(choices, tokens, strict=True) if tokens.count(t) > 1]
+            same = [c for c, t in zip(options, tokens, strict=True) if tokens.count(t) > 1]
             raise BadInput(
-                f"choices {same[0]!r} and {same[1]!r} of prompt {prompts.ids[i]!r} begin with "
+                f"choices {same[0]!r} and {same[1]!r} of prompt {prompts.ids[row]!r} begin with "
                 "the same token",
-                where=prompts.places[i],
+                where=prompts.places[row],
                 mend="Choose answers whose first tokens differ",
             )
-        firsts[i] = tokens
+        firsts[row] = tokens
 
     return firsts
 

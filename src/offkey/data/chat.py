@@ -1,4 +1,4 @@
-"""Chats to text by the tokenizer's template, and where the messages stand in it."""
+"""Rendering chats by the tokenizer's template, and locating the messages in the text."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ def render(messages: Chat, tokenizer: Any, place: str = "") -> str:
 
 
 def content_spans(messages: Chat, text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Where the contents of messages stand in the rendered ``text``: start and end of each.
+    """Start and end of each message's content in the rendered ``text``.
 
-    The template is rendered once with marks in place of the contents, which tells its own
-    pieces; a content that the template changes (it may trim it) is what lies between them.
-    Where the pieces depend on the contents, contents are sought one after the other.
+    The template is rendered once with marks in place of the contents, which shows its own pieces;
+    a content that the template changes (it may trim it) is what lies between two of them. Where
+    the pieces depend on the contents, the contents are searched for one after the other.
     """
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     marked = [{**message, "content": m} for message, m in zip(messages, marks, strict=True)]
@@ -54,15 +54,15 @@ def content_spans(messages: Chat, text: str, tokenizer: Any) -> list[tuple[int, 
     except BadInput:
         outline = ""
 
-    shown = [number for number, mark in enumerate(marks) if outline.count(mark) == 1]
-    pieces = re.split("|".join(re.escape(marks[n]) for n in shown), outline) if shown else []
-    contents = [str(messages[number]["content"]) for number in shown]
+    once = [number for number, mark in enumerate(marks) if outline.count(mark) == 1]
+    pieces = re.split("|".join(re.escape(marks[n]) for n in once), outline) if once else []
+    contents = [str(messages[number]["content"]) for number in once]
 
     return (
         _exact(pieces, contents, text)
         or _exact(pieces, [content.strip() for content in contents], text)
         or _between(pieces, text)
-        or _sought([str(message["content"]) for message in messages], text)
+        or _searched([str(message["content"]) for message in messages], text)
     )
 
 
@@ -85,12 +85,12 @@ def _between(pieces: Sequence[str], text: str) -> list[tuple[int, int]]:
         return []
 
     pattern = "(.*?)".join(re.escape(piece) for piece in pieces)
-    found = re.fullmatch(pattern, text, re.DOTALL)
+    match = re.fullmatch(pattern, text, re.DOTALL)
 
-    return [found.span(i) for i in range(1, len(pieces))] if found else []
+    return [match.span(i) for i in range(1, len(pieces))] if match else []
 
 
-def _sought(contents: Sequence[str], text: str) -> list[tuple[int, int]]:
+def _searched(contents: Sequence[str], text: str) -> list[tuple[int, int]]:
     spans, at = [], 0
     for content in contents:
         for form in (content, content.strip()):

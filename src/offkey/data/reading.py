@@ -201,7 +201,7 @@ def _cell(key: str, cell: str, place: str) -> Any:
         try:
             return float(word) if "." in word else int(word)
         except ValueError:
-            return cell  # the check of the column says what it may be
+            return cell  # the column's own check says what it may hold
 
     return cell
 
@@ -226,7 +226,7 @@ _READERS: Mapping[str, Callable[[bytes, str], tuple[_Columns, list[str]]]] = {
 
 
 def _check_names(columns: Mapping[str, Sequence[Any]], name: str) -> None:
-    """A column whose name is nearly a known one that is absent was misspelt."""
+    """Refuses a column whose name is close to that of an absent known one."""
     absent = [known for known in KNOWN if known not in columns and known != "id"]
     if "prompt" in columns or "messages" in columns:
         absent = [known for known in absent if known not in ("prompt", "messages")]

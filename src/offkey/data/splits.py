@@ -45,10 +45,9 @@ def split_by_source(
         part_of[source] = sum(middle > end for end in ends)
         start += sizes[source]
 
-    parts = tuple(
-        prompts.select(part_of[source] == number for source in prompts["source"])
-        for number in range(len(fractions))
-    )
+    parts = []
+    for number in range(len(fractions)):
+        parts.append(prompts.select([part_of[s] == number for s in prompts["source"]]))
     if not all(len(part) for part in parts):
         raise NotEnoughData(
             f"{len(prompts)} prompts of {len(sizes)} sources leave a part empty when split into "
@@ -56,7 +55,7 @@ def split_by_source(
             mend="Give more prompts of other sources",
         )
 
-    return parts
+    return tuple(parts)
 
 
 def check_disjoint(a: Table, b: Table, names: tuple[str, str] = ("trusted", "test")) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from offkey.data import Batch
 from offkey.models import Model, Site
-from offkey.models._wiring import Block, Wiring
 from offkey.models.proofs import (
     Check,
     Compared,
@@ -22,6 +21,7 @@ from offkey.models.proofs import (
     prove_norms,
     prove_residual_steps,
 )
+from offkey.models.wiring import Block, Wiring
 
 __all__ = ["prove_attention", "prove_sums"]
 
@@ -48,9 +48,9 @@ def _residual_sum(evidence: Evidence) -> Check:
     largest = max(float(evidence.at("resid_post", n).abs().max()) for n, _ in evidence.blocks)
     # Each of two additions a block rounds by half a unit of the largest residual on the way.
     tolerance = evidence.eps * (evidence.last + 1) * largest / float(end.abs().max())
-    said = f"embed and all contributions do not give resid_post.{evidence.last}"
+    meaning = f"embed and all contributions do not give resid_post.{evidence.last}"
     detail = f"embed + all attn_out + all mlp_out = resid_post.{evidence.last}"
-    return compared("residual sum", [Compared(total, end, said)], tolerance, detail)
+    return compared("residual sum", [Compared(total, end, meaning)], tolerance, detail)
 
 
 def _neurons(evidence: Evidence) -> Check:
@@ -62,8 +62,8 @@ def _neurons(evidence: Evidence) -> Check:
             total = cast(nn.Module, block.down_proj)(evidence.at("mlp_act", number))
             rebuilt = total if block.mlp_out is block.mlp else block.mlp_out(total)
             path = evidence.path("down_proj")
-            said = f"block {number}: {path} of mlp_act.{number} does not give mlp_out.{number}"
-            yield Compared(rebuilt, evidence.at("mlp_out", number), said)
+            meaning = f"block {number}: {path} of mlp_act.{number} does not give mlp_out.{number}"
+            yield Compared(rebuilt, evidence.at("mlp_out", number), meaning)
 
     detail = "the down projection of mlp_act gives mlp_out"
     return compared("neurons", pairs(), 4 * evidence.eps, detail)
@@ -110,8 +110,10 @@ def _attended(number: int, block: Block, values: Mapping[Site, Tensor]) -> Itera
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     scores = scores.masked_fill(pattern == 0, -torch.inf)
-    said = f"softmax of q.{number} times k.{number} is not pattern.{number}"
-    yield Compared(scores.softmax(-1), pattern, f"{where}{said}; something else enters the scores")
+    meaning = f"softmax of q.{number} times k.{number} is not pattern.{number}"
+    yield Compared(
+        scores.softmax(-1), pattern, f"{where}{meaning}; something else enters the scores"
+    )
 
 
 @contextmanager

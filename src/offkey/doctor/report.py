@@ -26,7 +26,7 @@ __all__ = ["DoctorReport", "doctor"]
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What the doctor found.
+    """The checks of a model and their results.
 
     Attributes:
         model: name of the model.
@@ -60,15 +60,15 @@ class DoctorReport:
 def doctor(
     model: Model, *, texts: Sequence[str] | None = None, batch: Batch | None = None
 ) -> DoctorReport:
-    """Proves the site map of a model by what its sites say of each other.
+    """Proves the site map of a model by the relations that must hold between its sites.
 
     The embedding and all contributions rebuild the final residual; heads through the output
     projection (and its norm where there is one) rebuild ``attn_out``; the final norm and the
     unembedding give the logits; patterns follow from queries and keys; gradients agree with
     differences; hooks leave the output bitwise as it was; padding leaves a row's values.
 
-    A model of lower precision is proved on a float32 copy, which is held beside it meanwhile
-    (4 bytes a parameter); that hooks change nothing is proved on the model itself.
+    A model of lower precision is proved on a float32 copy, held in memory meanwhile (4 bytes a
+    parameter); that hooks change nothing is proved on the model itself.
 
     Args:
         model: the model.
@@ -118,8 +118,8 @@ def _map_check(model: Model) -> Check:
     if model.wiring is None:
         return not_applicable("site map", "a plain module has no named sites")
     source = "in the table" if model.wiring.family in FAMILIES else "by its structure"
-    found = f"{len(model.wiring.blocks)} blocks at {model.wiring.family.blocks}, found {source}"
-    return Check("site map", "ok", detail=found)
+    detail = f"{len(model.wiring.blocks)} blocks at {model.wiring.family.blocks}, found {source}"
+    return Check("site map", "ok", detail=detail)
 
 
 def _padding(model: Model, precise: Model, batch: Batch) -> Check:
@@ -129,8 +129,8 @@ def _padding(model: Model, precise: Model, batch: Batch) -> Check:
         return check
     own = try_padding(model, batch, alone)
     dtype = str(model.dtype).removeprefix("torch.")
-    return Check("padding", own.status, check.error, check.tolerance,
-                 f"{check.detail}; in {dtype} it moves values by {own.error:.1g}")  # fmt: skip
+    detail = f"{check.detail}; in {dtype} it moves values by {own.error:.1g}"
+    return Check("padding", own.status, check.error, check.tolerance, detail)
 
 
 def _precise(model: Model) -> Model:

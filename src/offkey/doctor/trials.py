@@ -1,7 +1,6 @@
 """Trials of a model: hooks leave its output, gradients are right, padding does not matter."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.models import ChoiceLogitDifference, Edit, Model, Site
-from offkey.models._taps import tensor_of
+from offkey.models.hooks import tensor_of
 from offkey.models.proofs import Check, error_of, not_applicable
 
 __all__ = ["rows_alone", "try_gradients", "try_hooks", "try_padding"]
@@ -26,11 +25,10 @@ def try_hooks(model: Model, batch: Batch) -> Check:
     """
     batch, before = batch.to(model.device), _hooks(model)
     sites = _reachable(model)
-    with torch.no_grad(), ExitStack() as stack:
+    with torch.no_grad():
         bare = tensor_of(model.forward(batch)).clone()
-        for site in sites:
-            stack.callback(model.attach(site, lambda x: x).remove)
-        visited = tensor_of(model.forward(batch))
+        with model.hooked(dict.fromkeys(sites, lambda x: x)):
+            visited = tensor_of(model.forward(batch))
 
     error = error_of(visited, bare)
     if not torch.equal(visited, bare):

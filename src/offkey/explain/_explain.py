@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from offkey.detect import Detector, text_of
 from offkey.errors import BadValue
-from offkey.explain._lens import read_out, streams
 from offkey.explain._parts import head_shares, latent_shares
 from offkey.explain._seen import AnyPrompts, Seen, Task, look
 from offkey.explain.explanation import (
@@ -17,8 +17,10 @@ from offkey.explain.explanation import (
     Neighbour,
     ReadOut,
     SiteShare,
+    Token,
 )
-from offkey.models import Model
+from offkey.lenses import residual_sites, top_tokens
+from offkey.models import Model, Site
 
 __all__ = ["explain"]
 
@@ -121,12 +123,17 @@ def _read_outs(task: Task, seen: Seen, n: int) -> tuple[ReadOut, ...]:
     # A joint score has no shares; its last sites are then the nearest to the answer.
     names = [s.site for s in sorted(_sites(seen, n), key=lambda s: -s.share)]
     order = task.detector.fitted.sites[::-1] if "sites" in seen.notes else names
-    chosen = sorted({*streams(task.model, order)[: task.detail.layers], max(here)})
+    chosen = sorted({*residual_sites(task.model, order)[: task.detail.layers], max(here)})
 
-    return tuple(
-        read_out(task.model, site, here[site][n], usual[site][seen.places[n]], task.detail.top)
-        for site in chosen
-    )
+    def read_out(site: Site) -> ReadOut:
+        rows = torch.cat([here[site][n][None], usual[site][seen.places[n]]])
+        own, *beside = (
+            tuple(Token(token=token, probability=p) for token, p in best)
+            for best in top_tokens(task.model, rows, task.detail.top)
+        )
+        return ReadOut(site=str(site), tokens=own, beside=tuple(beside))
+
+    return tuple(read_out(site) for site in chosen)
 
 
 def _nearest(task: Task, seen: Seen, n: int) -> tuple[Neighbour, ...]:

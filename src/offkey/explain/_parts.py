@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.dictionaries import Dictionary
-from offkey.explain._lens import promoted
 from offkey.explain.explanation import HeadShare, LatentShare
+from offkey.lenses import promoted_tokens
 from offkey.models import Model, Site
 
 __all__ = ["head_shares", "latent_shares"]
@@ -71,7 +71,8 @@ def latent_shares(
     often = (trusted > 0).double().mean(0)
     found = ((active > 0) & (often <= rare)).nonzero()[:, 0].tolist()
     found = sorted(found, key=lambda n: (float(often[n]), -float(active[n])))[:count]
-    said = promoted(model, dictionary.decoder[torch.tensor(found, dtype=torch.long)].cpu(), 3)
+    directions = dictionary.decoder[torch.tensor(found, dtype=torch.long)].cpu()
+    promoted = promoted_tokens(model, directions, 3)
 
     return tuple(
         LatentShare(
@@ -81,7 +82,7 @@ def latent_shares(
             trusted=float(often[n]),
             promotes=tokens,
         )
-        for n, tokens in zip(found, said, strict=True)
+        for n, tokens in zip(found, promoted, strict=True)
     )
 
 

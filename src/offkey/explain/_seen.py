@@ -13,11 +13,11 @@ from offkey.detect import Detector, Scores, harvest, text_of
 from offkey.dictionaries import Dictionary, dictionary_folder, load_dictionary
 from offkey.errors import BadInput
 from offkey.explain._instruments import Instrument, heads_on, latents_on, read_both
-from offkey.explain._lens import can_read, streams
 from offkey.explain._neighbours import nearest
 from offkey.explain._swaps import swap_shares, variants
 from offkey.explain.explanation import Detail, Swap
 from offkey.features.sae import SparseLatents
+from offkey.lenses import residual_sites, why_unreadable
 from offkey.models import Model, Site
 from offkey.passes import Rows, World
 
@@ -93,8 +93,8 @@ def look(task: Task) -> Seen:
         heads_on(model, task.prompts, task.trusted),
         latents_on(model, detail.dictionary),
     )
-    unread = can_read(model)
-    read = () if unread else streams(model, detector.fitted.sites)
+    unread = why_unreadable(model)
+    read = () if unread else residual_sites(model, detector.fitted.sites)
     told, usual = read_both(model, task.prompts, task.trusted, (heads, latents), read)
     swaps, unswapped = _swaps(task, scores, places)
     reasons = {

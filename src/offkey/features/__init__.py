@@ -1,4 +1,4 @@
-"""One vector per prompt and site: thin adapters over what was read.
+"""Features: one vector per prompt and site, made from a reading of the model.
 
 A feature says what it must read and turns a reading into vectors. ``activations`` is what passes
 at a site, ``attribution`` what each attention head adds to the answer; ``lens``,
@@ -9,17 +9,14 @@ only, ``bag-of-words`` and ``length`` the input only: a detector is credited for
 those.
 """
 
-from offkey.features._feature import Feature, Learner, learn_together, own_reading
-from offkey.features._probes import Probe, fit_probe
-from offkey.features._registry import FEATURES, feature_names, get_feature
+from offkey.features.feature import Feature, Learner, learn_together, own_reading
+from offkey.features.registry import FEATURES, feature_names, get_feature
 
 __all__ = [
     "FEATURES",
     "Feature",
     "Learner",
-    "Probe",
     "feature_names",
-    "fit_probe",
     "get_feature",
     "learn_together",
     "own_reading",

@@ -59,9 +59,11 @@ class Graph:
         """
         fine = x.detach().flatten(1).isfinite().all(1)
         if not bool(fine.all()):
-            raise NonFinite("NaN or infinity",
-                            where=f"{what}, prompt {self.batch.ids[int(fine.int().argmin())]}",
-                            mend="Load the model in float32")  # fmt: skip
+            raise NonFinite(
+                "NaN or infinity",
+                where=f"{what}, prompt {self.batch.ids[int(fine.int().argmin())]}",
+                mend="Load the model in float32",
+            )
 
 
 def run_graph(model: Model, batch: Batch, sites: Sequence[Site]) -> Graph:

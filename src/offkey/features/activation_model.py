@@ -1,4 +1,4 @@
-"""How far each tracked relation between activations is broken."""
+"""How far a prompt breaks the relations between activations that a model of them tracks."""
 
 from typing import Any, ClassVar
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from offkey.errors import BadValue, NotEnoughData, check
 from offkey.estimate.activations import TrackedGaussian
-from offkey.features._feature import Feature, Learner
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.stats import Moments
 
-__all__ = ["ActivationModel"]
+__all__ = ["TrackedRelations"]
 
 
-class ActivationModel(Feature):
+class TrackedRelations(Feature):
     r"""Residuals of the relations that an activation model tracks, and its surprise.
 
     On trusted prompts first, correlations between activations are chosen that are worth their

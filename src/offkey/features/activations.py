@@ -1,11 +1,11 @@
-"""What passes at a site, as it is."""
+"""Activations at sites, unchanged."""
 
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 

@@ -1,4 +1,4 @@
-"""What each attention head adds to the answer, as against its usual value."""
+"""What each attention head adds to the answer, compared with its usual value."""
 
 from math import prod
 from typing import ClassVar, Literal, get_args
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, Mismatch, NotEnoughData, UnknownName
-from offkey.features._feature import Feature, Learner
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Metric, Model, Reading, Site, TopLogProb
 from offkey.passes import Plan
 from offkey.stats import Moments
@@ -137,7 +137,7 @@ class Attribution(Feature):
         return (along * (gap.flatten(1) @ v.T)[:, None]).flatten(1)
 
     def _usual(self, moments: Moments) -> dict[str, Tensor]:
-        """The mean, and as rows the components; what does not vary is left as zeros."""
+        """The mean, and the components as rows; zeros where nothing varies."""
         mean = moments.mean.float().cpu()
         if self.direction != "pcs":
             return {"mean": mean}
@@ -162,31 +162,41 @@ class Attribution(Feature):
                 mend="Let it learn from some; fitting a detector does",
             )
         if len(usual["mean"]) != z[0].numel():
-            raise Mismatch(f"its mean has {len(usual['mean'])} numbers, and {site} has "
-                           f"{z[0].numel()}", where=f"feature {self.name}",
-                           mend="Fit it on this model")  # fmt: skip
+            raise Mismatch(
+                f"its mean has {len(usual['mean'])} numbers, and {site} has {z[0].numel()}",
+                where=f"feature {self.name}",
+                mend="Fit it on this model",
+            )
 
         return {name: value.to(z.device) for name, value in usual.items()}
 
     def _heads(self, model: Model) -> tuple[Site, ...]:
         if model.wiring is None and model.unmapped is None:
-            raise BadValue("this model has no attention heads that are known",
-                           where=f"feature {self.name}", mend="Use activations")  # fmt: skip
+            raise BadValue(
+                "this model has no attention heads that are known",
+                where=f"feature {self.name}",
+                mend="Use activations",
+            )
         model.site("logits")
         sites = model.sites_at(self.sites)
         for site in sites:
             if site.kind != "z":
-                raise BadValue(f"{site} is not the place of heads", where=f"feature {self.name}",
-                               mend="Use sites such as z.* or z.later")  # fmt: skip
+                raise BadValue(
+                    f"{site} is not the place of heads",
+                    where=f"feature {self.name}",
+                    mend="Use sites such as z.* or z.later",
+                )
             if self.direction == "pcs" and prod(site.shape) < self.components:
-                raise BadValue(f"{site} has {prod(site.shape)} dimensions and no "
-                               f"{self.components} components",
-                               where=f"feature {self.name}")  # fmt: skip
+                raise BadValue(
+                    f"{site} has {prod(site.shape)} dimensions and no "
+                    f"{self.components} components",
+                    where=f"feature {self.name}",
+                )
 
         return sites
 
     def _need_gradients(self, model: Model) -> None:
-        """Refuses weights through which nothing can be differentiated."""
+        """Refuses weights through which gradients cannot be computed."""
         quantiser = getattr(model.wiring and model.wiring.top, "hf_quantizer", None)
         # What comes from GGUF is dequantised, and marked all the same.
         differentiable = (
@@ -200,6 +210,8 @@ class Attribution(Feature):
             why = "its weights were made in inference mode"
         else:
             return
-        raise BadValue(f"gradients of {model.name} cannot be had: {why}",
-                       where=f"feature {self.name}",
-                       mend="Load the model in float32 or bfloat16")  # fmt: skip
+        raise BadValue(
+            f"gradients of {model.name} cannot be had: {why}",
+            where=f"feature {self.name}",
+            mend="Load the model in float32 or bfloat16",
+        )

@@ -1,4 +1,4 @@
-"""How a prompt's answer stands up to disturbed weights, beside that of trusted prompts."""
+"""How a prompt's answer responds to disturbed weights, for comparison with trusted prompts."""
 
 from typing import Any, ClassVar, Literal, get_args
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import (
@@ -23,9 +23,9 @@ __all__ = ["ANSWER", "Functional"]
 
 LOGITS = Site("logits")
 ANSWER = Site("module", path="answer")
-"""Where the number of the preferred answer stands, if it is asked for."""
+"""The site of the number of the preferred answer, if it is asked for."""
 ROWS = 8
-"""Sampling prompts of a step of a chain."""
+"""Trusted prompts in one step of a chain."""
 
 KernelName = Literal["weight-noise", "sgld", "gradients"]
 
@@ -37,9 +37,9 @@ class Functional(Feature):
     of the answer that the undisturbed model prefers, at each of several draws of the weights,
     which all prompts share. With ``"gradients"`` it is a sketch of the gradient of that loss, to
     which traces under small noise are equivalent. The weights of the later half of the blocks
-    move. A prompt whose answer comes about as those of trusted prompts do answers to the draws as
-    they do: the scores ``attribution-mean``, ``attribution-mean-ccc``, ``attribution-top-ccc`` and
-    ``attribution-class-ccc`` say how little it does.
+    move. A prompt whose answer comes about as those of trusted prompts responds to the draws as
+    they do: the scores ``functional-mean``, ``functional-mean-ccc``, ``functional-top-ccc`` and
+    ``functional-class-ccc`` measure how little it does.
 
     A chain (``"sgld"``) is held to the own answers of trusted prompts; each of its steps costs a
     forward and a backward pass over eight of them, besides the passes a prompt that the plan
@@ -53,7 +53,7 @@ class Functional(Feature):
         width: length of a sketch.
         sampling: how many trusted prompts a chain is held to, at most.
         answers: also give the number of the preferred answer, at the site ``module:answer``, for
-            ``attribution-class-ccc`` alone.
+            ``functional-class-ccc`` alone.
         seed: of draws and sketch.
 
     References:
@@ -61,7 +61,7 @@ class Functional(Feature):
     """
 
     name: ClassVar[str] = "functional"
-    default_score: ClassVar[str] = "attribution-top-ccc"
+    default_score: ClassVar[str] = "functional-top-ccc"
     sampled_: list[dict[str, Any]]
 
     def __init__(
@@ -75,11 +75,16 @@ class Functional(Feature):
         seed: int = 0,
     ) -> None:
         if kernel not in get_args(KernelName):
-            raise BadValue(f"unknown kernel {kernel!r}", where=f"feature {self.name}",
-                           mend="Use " + ", ".join(get_args(KernelName)))  # fmt: skip
+            raise BadValue(
+                f"unknown kernel {kernel!r}",
+                where=f"feature {self.name}",
+                mend="Use " + ", ".join(get_args(KernelName)),
+            )
         if draws < 2 or width < 2 or sampling < 1 or not (scale is None or scale > 0):
-            raise BadValue("needs two draws, a width of two, a sampling prompt, a positive scale",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs two draws, a width of two, a sampling prompt, a positive scale",
+                where=f"feature {self.name}",
+            )
         self.kernel, self.draws, self.scale, self.width = kernel, draws, scale, width
         self.sampling, self.answers, self.seed = sampling, answers, seed
         self.learns = kernel == "sgld"

@@ -1,4 +1,4 @@
-"""What the prompt alone tells, without the model: the baselines for surface novelty."""
+"""Features of the prompt alone, without the model: baselines for surface novelty."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -76,5 +76,8 @@ class Length(Feature):
 
 def _tokens_needed(feature: Feature, model: Model) -> None:
     if model.tokenizer is None:
-        raise BadValue("counts tokens, and this model reads none", where=f"feature {feature.name}",
-                       mend="Use activations")  # fmt: skip
+        raise BadValue(
+            "counts tokens, and this model reads none",
+            where=f"feature {feature.name}",
+            mend="Use activations",
+        )

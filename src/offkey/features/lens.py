@@ -4,12 +4,12 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from offkey.errors import BadInput, BadValue, UnmappedModel
-from offkey.features._feature import Feature
+from offkey.errors import BadInput, check, check_choice
+from offkey.features.feature import Feature
+from offkey.lenses import check_readable, lens_choice_logits
 from offkey.models import Model, Reading, Site
-from offkey.models.metrics import wide
 from offkey.passes import Plan
 
 __all__ = ["LensTrajectory"]
@@ -49,9 +49,7 @@ class LensTrajectory(Feature):
     def __init__(
         self, sites: str | tuple[str, ...] = "resid_post.*", quantity: Quantity = "log-odds"
     ) -> None:
-        if quantity not in get_args(Quantity):
-            raise BadValue(f"{quantity!r} is none of {', '.join(get_args(Quantity))}",
-                           where=f"feature {self.name}, quantity")  # fmt: skip
+        check_choice(f"feature {self.name}, quantity", quantity, get_args(Quantity))
         self.sites, self.quantity = sites, quantity
 
     def plan(self, model: Model) -> Plan:
@@ -62,11 +60,14 @@ class LensTrajectory(Feature):
             BadValue: a site is not a residual.
         """
         sites = model.sites_at(self.sites)
-        _unembedding(model, self.name)
+        check_readable(model, self.name)
         for site in sites:
-            if not site.kind.startswith("resid"):
-                raise BadValue("the lens reads residuals only", where=f"site {site}",
-                               mend="Use resid_post.* or some of them")  # fmt: skip
+            check(
+                site.kind.startswith("resid"),
+                "the lens reads residuals only",
+                where=f"site {site}",
+                mend="Use resid_post.* or some of them",
+            )
 
         return Plan(reads=sites, needs=frozenset({"choices"}))
 
@@ -82,7 +83,9 @@ class LensTrajectory(Feature):
                 prompts have different numbers of them.
         """
         exist = self._choices(reading)
-        logits = choice_logits(model, reading, self.name)
+        choices = reading.batch.choices
+        assert choices is not None  # _choices saw to it
+        logits = lens_choice_logits(model, reading.values.values(), choices)
         if self.quantity == "log-probabilities":
             logp = logits.log_softmax(-1)
             return {LOGITS: logp.transpose(0, 1).flatten(1)}
@@ -99,73 +102,17 @@ class LensTrajectory(Feature):
         exist = torch.zeros(len(ids), 1) > 0 if choices is None else choices >= 0
         counts = exist.sum(1)
         if bool((counts < 2).any()):
-            raise BadInput("the lens reads the log-odds of two choices or more, and it has "
-                           f"{int(counts.min())}", where=f"prompt {ids[int(counts.argmin())]}",
-                           mend="Give the prompts a column 'choices'")  # fmt: skip
+            raise BadInput(
+                f"the lens reads the log-odds of two choices or more, and it has "
+                f"{int(counts.min())}",
+                where=f"prompt {ids[int(counts.argmin())]}",
+                mend="Give the prompts a column 'choices'",
+            )
         if self.quantity == "log-probabilities" and not bool(exist.all()):
-            raise BadInput("it has fewer choices than others, and vectors have one length",
-                           where=f"prompt {ids[int(counts.argmin())]}",
-                           mend="Use quantity='log-odds'")  # fmt: skip
+            raise BadInput(
+                "it has fewer choices than others, and vectors have one length",
+                where=f"prompt {ids[int(counts.argmin())]}",
+                mend="Use quantity='log-odds'",
+            )
 
         return exist
-
-
-def choice_logits(model: Model, reading: Reading, who: str) -> Float[Tensor, "layer batch choice"]:
-    """Logits of each prompt's choices, read off each residual; −∞ where a choice is missing.
-
-    In float32 or better; only the unembedding's rows of the choices are touched.
-    """
-    head = _unembedding(model, who)
-    assert reading.batch.choices is not None
-    device = head.weight.device
-    choices = reading.batch.choices.to(device)
-    with torch.no_grad():
-        h = torch.stack([value.to(device) for value in reading.values.values()])
-        normed = wide(_normed(model, h))
-        rows = head.weight[choices.clamp(min=0)].to(normed.dtype)
-        logits = torch.einsum("lbd,bcd->lbc", normed, rows)
-        if head.bias is not None:
-            logits = logits + head.bias[choices.clamp(min=0)].to(normed.dtype)
-        logits = _capped(model, logits)
-
-    return logits.masked_fill(choices < 0, -torch.inf)
-
-
-def lens_logits(
-    model: Model, h: Float[Tensor, "*batch d"], who: str = "lens"
-) -> Float[Tensor, "*batch vocab"]:
-    """Logits of every token, read off residuals; in float32 or better, without gradients.
-
-    Raises:
-        UnmappedModel: the model has no unembedding whose rows can be taken.
-    """
-    head = _unembedding(model, who)
-    with torch.no_grad():
-        h = h.to(head.weight.device, head.weight.dtype)
-
-        return _capped(model, wide(head(_normed(model, h))))
-
-
-def _normed(model: Model, h: Tensor) -> Tensor:
-    """Residuals after the final norm, where there is one."""
-    norm = model.wiring.final_norm if model.wiring else None
-
-    return h if norm is None else norm(h)
-
-
-def _capped(model: Model, logits: Tensor) -> Tensor:
-    """Logits with the model's soft cap, where it has one."""
-    cap = model.wiring.softcap if model.wiring else None
-
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def _unembedding(model: Model, who: str) -> nn.Linear:
-    """The projection to the vocabulary, whose rows are one token's each."""
-    head = model.wiring.unembedding if model.wiring else None
-    if type(head) is not nn.Linear:
-        found = "has none" if head is None else f"has a {type(head).__name__}"
-        raise UnmappedModel(f"the lens needs a plain unembedding, and this model {found}",
-                            where=f"feature {who}")  # fmt: skip
-
-    return head

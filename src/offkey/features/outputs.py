@@ -1,4 +1,4 @@
-"""What the output alone tells: the black-box baselines that every internal feature must beat."""
+"""Features of the output alone: black-box baselines that every internal feature must beat."""
 
 from abc import abstractmethod
 from typing import ClassVar, Literal, get_args
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 
@@ -87,8 +87,9 @@ class Energy(OutputFeature):
 
     def __init__(self, over: Over = "choices") -> None:
         if over not in get_args(Over):
-            raise BadValue(f"{over!r} is neither choices nor vocabulary",
-                           where=f"feature {self.name}, over")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is neither choices nor vocabulary", where=f"feature {self.name}, over"
+            )
         self.over = over
 
     def number(

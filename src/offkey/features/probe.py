@@ -1,4 +1,4 @@
-"""What probes of the true answer, trained on trusted prompts, say of a prompt."""
+"""Log-odds of the true answer by probes that were trained on trusted prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.features._feature import Feature, Learner
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeTrajectory"]
 
@@ -29,9 +29,9 @@ class ProbeTrajectory(Feature):
     r"""Log-odds of the true answer by a probe at each layer, as one vector.
 
     At each site a logistic regression is trained on trusted prompts: their activations, and their
-    own column ``target``, which says whether the second of two choices is true. A prompt's vector
-    holds what each probe says of it: :math:`w_l^\top h_l + b_l`, in nats, the second choice
-    against the first. The targets of prompts that are scored are never looked at.
+    column ``target``, which says whether the second of two choices is true. A prompt's vector
+    holds the log-odds by each probe, :math:`w_l^\top h_l + b_l`, in nats, of the second choice
+    against the first. The targets of prompts that are scored are never used.
 
     Args:
         sites: names and ranges of sites.
@@ -65,14 +65,14 @@ class ProbeTrajectory(Feature):
         self.sites, self.positions = sites, positions
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """Reads the sites, and nothing else."""
         return Plan(reads=model.sites_at(self.sites), positions=self.positions)
 
     def learning_plan(self, model: Model) -> Plan:
-        """The same, of trusted prompts whose true answer is known."""
+        """The same sites, of trusted prompts whose true answer is known."""
         return replace(self.plan(model), needs=frozenset({"target"}))
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:
@@ -86,7 +86,7 @@ class ProbeTrajectory(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
     def learner(self, model: Model) -> Learner:
         """Keeps activations and targets of trusted prompts, and trains a probe at each site."""
@@ -99,8 +99,9 @@ class ProbeTrajectory(Feature):
     def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The log-odds by each probe, as one vector a prompt."""
         self.need_learned()
+        probes = {site: CrossFittedProbe.from_state(s) for site, s in self.probes_.items()}
         odds = [
-            CrossProbe.from_state(self.probes_[str(site)])(value.flatten(1), reading.batch.ids)
+            probes[str(site)](value.flatten(1), reading.batch.ids)
             for site, value in reading.values.items()
         ]
 

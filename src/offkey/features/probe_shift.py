@@ -1,4 +1,4 @@
-"""Whether heads move the answer as they move what probes of the truth say."""
+"""Whether heads move the answer as they move the log-odds of probes of the truth."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._graph import Graph, run_graph
-from offkey.features._probes import (
-    PENALTIES,
-    CrossProbe,
-    LabelledRows,
-    check_settings,
-    check_trusted,
-)
 from offkey.features.attribution import Attribution
+from offkey.features.feature import Feature, Learner
 from offkey.models import ChoiceLogitDifference, Model, Reading, Site
 from offkey.passes import Plan
+from offkey.probes import (
+    PENALTIES,
+    CrossFittedProbe,
+    LabelledRows,
+    check_penalties,
+    check_targets,
+)
 
 __all__ = ["ProbeShift"]
 
@@ -74,14 +74,17 @@ class ProbeShift(Feature):
         self.sites = sites
         self.penalties = tuple(float(value) for value in penalties)
         self.folds = folds
-        check_settings(self.penalties, folds, self.name)
+        check_penalties(self.penalties, folds, self.name)
 
     def plan(self, model: Model) -> Plan:
         """One forward pass, and one backward pass a probed layer."""
         Attribution("mean").plan(model)
 
-        return Plan(extra_forwards=1, extra_backwards=len(self.sites_on(model)),
-                    needs=frozenset({"choices"}))  # fmt: skip
+        return Plan(
+            extra_forwards=1,
+            extra_backwards=len(self.sites_on(model)),
+            needs=frozenset({"choices"}),
+        )
 
     def sites_on(self, model: Model) -> tuple[Site, ...]:
         """The residuals that are probed."""
@@ -91,8 +94,11 @@ class ProbeShift(Feature):
         sites = model.sites_at(self.sites)
         for site in sites:
             if site.kind != "resid_post":
-                raise BadValue("it is not the residual after a block", where=f"site {site}",
-                               mend="Use resid_post.* or some of them")  # fmt: skip
+                raise BadValue(
+                    "it is not the residual after a block",
+                    where=f"site {site}",
+                    mend="Use resid_post.* or some of them",
+                )
 
         return sites
 
@@ -109,7 +115,7 @@ class ProbeShift(Feature):
             BadInput: one has no target, or one beyond the second choice.
             NotEnoughData: all have the same target.
         """
-        check_trusted(prompts, self.name, self.folds)
+        check_targets(prompts, self.name, self.folds)
 
     def learner(self, model: Model) -> Learner:
         """Takes the mean of each head and trains a probe at each residual."""
@@ -155,7 +161,7 @@ class ProbeShift(Feature):
         assert site.block is not None
         before = [head for head in heads if head.block is not None and head.block <= site.block]
         away = to_answer.clone()
-        probe = CrossProbe.from_state(self.probes_[str(site)])
+        probe = CrossFittedProbe.from_state(self.probes_[str(site)])
         away[:, -1] -= probe.weights(graph.batch.ids).to(away)
         grads = graph.gradients(graph.tensors[site], before, away)
         values = {head: graph.last(head) for head in before}
@@ -179,6 +185,8 @@ def _check_two_choices(batch: Batch, who: str) -> None:
     wrong = counts != 2
     if bool(wrong.any()):
         row = int(wrong.int().argmax())
-        raise BadInput(f"it has {int(counts[row])} choices, and the shift is of two",
-                       where=f"feature {who}, prompt {batch.ids[row]}",
-                       mend="Give the prompts two choices")  # fmt: skip
+        raise BadInput(
+            f"it has {int(counts[row])} choices, and the shift is of two",
+            where=f"feature {who}, prompt {batch.ids[row]}",
+            mend="Give the prompts two choices",
+        )

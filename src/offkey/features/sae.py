@@ -7,7 +7,7 @@ from torch import Tensor
 
 from offkey.dictionaries import Dictionary, check_fits, dictionary_folder, load_dictionary
 from offkey.errors import BadValue, Mismatch
-from offkey.features._feature import Feature
+from offkey.features.feature import Feature
 from offkey.models import Model, Positions, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import sha256_file
@@ -16,7 +16,7 @@ __all__ = ["SparseLatents"]
 
 
 class SparseLatents(Feature):
-    """What a trained dictionary says is active at its site, one number a latent; most are 0.
+    """Latents of a trained dictionary at its site, one number each; most are 0.
 
     Args:
         dictionary: a folder in the layout of SAELens, or ``"bundled:SITE"`` for the bundled model
@@ -45,15 +45,21 @@ class SparseLatents(Feature):
         if self.positions != "last" and not (
             isinstance(self.positions, tuple) and len(self.positions) == 1
         ):
-            raise BadValue(f"{positions!r} is not one token", where=f"feature {self.name}",
-                           mend="Use last or one offset such as (-2,)")  # fmt: skip
+            raise BadValue(
+                f"{positions!r} is not one token",
+                where=f"feature {self.name}",
+                mend="Use last or one offset such as (-2,)",
+            )
         folder = dictionary_folder(dictionary)
         self.dictionary, self.any_model = str(dictionary), any_model
         self._values: Dictionary = load_dictionary(folder)
         self.sha256 = sha256_file(folder / "sae_weights.safetensors")
         if sha256 and sha256 != self.sha256:
-            raise Mismatch("its weights are not those the detector was made with",
-                           where=f"dictionary {folder}", mend="Give the one it had")  # fmt: skip
+            raise Mismatch(
+                "its weights are not those the detector was made with",
+                where=f"dictionary {folder}",
+                mend="Give the one it had",
+            )
 
     def plan(self, model: Model) -> Plan:
         """Reads the site that the dictionary was trained at.
@@ -74,14 +80,14 @@ class SparseLatents(Feature):
 
     def rows(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch d"]]:
         """The latents of each row."""
-        found = {}
+        latents = {}
         for site, value in reading.values.items():
             rows = value.flatten(1)
             if self._values.encoder.device != rows.device:
                 self._values = self._values.to(device=rows.device)
-            found[site] = self._values.encode(rows)
+            latents[site] = self._values.encode(rows)
 
-        return found
+        return latents
 
 
 def _plain(name: str) -> str:

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import KLToReference, Model, Reading, Site
 from offkey.passes import Plan
 from offkey.sensitivity import last_logits, preferred
@@ -67,11 +67,15 @@ class TunedDivergence(Feature):
         seed: int = 0,
     ) -> None:
         if over not in ("vocabulary", "choices"):
-            raise BadValue(f"{over!r} is not known", where=f"feature {self.name}, over",
-                           mend="Use vocabulary or choices")  # fmt: skip
+            raise BadValue(
+                f"{over!r} is not known",
+                where=f"feature {self.name}, over",
+                mend="Use vocabulary or choices",
+            )
         if min(steps, batch, rank, trusted) < 1 or not rate > 0:
-            raise BadValue("needs a step, a prompt, a rank and a rate above 0",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a step, a prompt, a rank and a rate above 0", where=f"feature {self.name}"
+            )
         self.over, self.steps, self.rate, self.batch = over, steps, rate, batch
         self.rank, self.trusted, self.seed = rank, trusted, seed
 
@@ -116,16 +120,19 @@ class TunedDivergence(Feature):
         with self._attached(model) as adapter:
             own = {name: value.shape for name, value in adapter.parameters.items()}
             if own != {name: value.shape for name, value in self.adapter_.items()}:
-                raise Mismatch("it was tuned on a model with other linear maps",
-                               where=f"feature {self.name}", mend="Let it learn anew")  # fmt: skip
+                raise Mismatch(
+                    "it was tuned on a model with other linear maps",
+                    where=f"feature {self.name}",
+                    mend="Let it learn anew",
+                )
             with torch.no_grad():
                 for name, value in adapter.parameters.items():
                     value.copy_(self.adapter_[name])
             after = self._answers(model, batch)
         before = self._answers(model, batch)
-        told = KLToReference(dict(zip(batch.ids, before, strict=True)))(after, batch)
+        divergence = KLToReference(dict(zip(batch.ids, before, strict=True)))(after, batch)
 
-        return {LOGITS: told.clamp(min=0).float()[:, None]}
+        return {LOGITS: divergence.clamp(min=0).float()[:, None]}
 
     def _tuned_on(self, model: Model, rows: list[Batch]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -147,13 +154,14 @@ class TunedDivergence(Feature):
             try:
                 train(adapter.parameters, loss, len(rows), settings, lengths=lengths)
             except NonFinite as error:
-                raise NonFinite(error.what, where=f"feature {self.name}, {error.where}",
-                                mend="Lower its rate") from error  # fmt: skip
+                raise NonFinite(
+                    error.what, where=f"feature {self.name}, {error.where}", mend="Lower its rate"
+                ) from error
             return {name: p.detach().cpu().clone() for name, p in adapter.parameters.items()}
 
     @contextmanager
     def _attached(self, model: Model) -> Iterator[Adapter]:
-        """A fresh adapter on the model, for a while."""
+        """Puts a fresh adapter on the model and takes it off again."""
         maps = _maps(model, self.name)
         with attach(model.module, rank=self.rank, maps=maps, seed=self.seed) as adapter:
             for layer in adapter.layers.values():
@@ -161,7 +169,7 @@ class TunedDivergence(Feature):
             yield adapter
 
     def _answers(self, model: Model, batch: Batch) -> Float[Tensor, "batch k"]:
-        """Logits that are compared, in float64."""
+        """The logits that are compared, in float64."""
         with torch.no_grad():
             logits = _logits(model, batch).double()
         if self.over == "vocabulary":
@@ -180,9 +188,11 @@ class TunedDivergence(Feature):
         )
         if min(counts) < 2:
             row = counts.index(min(counts))
-            raise BadInput(f"it has {counts[row]} choices, and {self.name} over choices needs two",
-                           where=f"prompt {batch.ids[row]}",
-                           mend="Give the prompts a column 'choices'")  # fmt: skip
+            raise BadInput(
+                f"it has {counts[row]} choices, and {self.name} over choices needs two",
+                where=f"prompt {batch.ids[row]}",
+                mend="Give the prompts a column 'choices'",
+            )
 
 
 def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -190,19 +200,21 @@ def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocab"]:
 
 
 def _maps(model: Model, feature: str) -> tuple[str, ...]:
-    """Last names of the linear maps that are adapted: those of the blocks, or all without them."""
+    """Last names of the linear maps that are adapted: those in blocks, or all without blocks."""
     parts: list[nn.Module] = [model.module]
     if model.wiring is not None:
         parts = [block.module for block in model.wiring.blocks]
-    found = {
+    names = {
         path.rpartition(".")[2]
         for part in parts
         for path, inner in part.named_modules()
         if path and isinstance(inner, nn.Linear)
     }
-    if not found:
-        raise BadValue("there is no linear map that an adapter could be put on",
-                       where=f"feature {feature}, model {model.name}",
-                       mend="Use functional, which needs none")  # fmt: skip
+    if not names:
+        raise BadValue(
+            "there is no linear map that an adapter could be put on",
+            where=f"feature {feature}, model {model.name}",
+            mend="Use functional, which needs none",
+        )
 
-    return tuple(sorted(found))
+    return tuple(sorted(names))

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue
-from offkey.features._feature import Feature, Learner
 from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
+from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.volume import KLCost, later_half, radii, typical_radius
 
-__all__ = ["LocalVolume", "Radii"]
+__all__ = ["LocalVolume", "LogRadii"]
 
 LOGITS = Site("logits")
 PROBES = 8
 """Trusted prompts on which the grid is centred."""
 
 
-class Radii(Feature):
+class LogRadii(Feature):
     r"""Log radii at which a prompt's next-token distribution has moved by a KL of ``eps``.
 
     One number a direction: random directions of the weights in the later half of the blocks, the
@@ -69,8 +69,10 @@ class Radii(Feature):
             BadValue: a setting is out of range.
         """
         if self.directions < 1 or self.grid < 2 or not self.eps > 0 or not self.span > 1:
-            raise BadValue("needs a direction, two radii, and positive eps and span",
-                           where=f"feature {self.name}")  # fmt: skip
+            raise BadValue(
+                "needs a direction, two radii, and positive eps and span",
+                where=f"feature {self.name}",
+            )
 
         return Plan(extra_forwards=self.directions * self.grid + 1)
 
@@ -94,28 +96,32 @@ class Radii(Feature):
         return {LOGITS: self.vectors(self.log_radii(model, reading.batch))}
 
     def vectors(self, logs: Float64[np.ndarray, "batch k"]) -> Float[Tensor, "batch d"]:
-        """What is made of the log radii."""
+        """The feature's vectors, made from the log radii."""
         return torch.from_numpy(logs).float()
 
     def log_radii(self, model: Model, batch: Batch) -> Float64[np.ndarray, "batch k"]:
-        """Log radii of each prompt; those of the batch last seen are not found again."""
+        """Log radii of each prompt; those of the last batch are computed once."""
         cost, names = _cost(model, batch)
         centre = self.centre or self._centre(model)
         settings = (self.directions, self.grid, self.eps, self.span, centre, self.seed)
-        kept = _LAST.get(model)
-        if kept is not None and kept.serves(batch, settings, cost):
-            return kept.logs
+        last = _LAST.get(model)
+        if last is not None and last.serves(batch, settings, cost):
+            return last.logs
         ends = centre / self.span**0.5, centre * self.span**0.5
-        found = radii(
-            cost, self.eps, self.directions, np.geomspace(*ends, self.grid), params=names,
+        rays = radii(
+            cost,
+            self.eps,
+            self.directions,
+            np.geomspace(*ends, self.grid),
+            params=names,
             seed=self.seed,
-        )  # fmt: skip
-        _LAST[model] = _Kept(batch, settings, cost.anchors, found.logs)
+        )
+        _LAST[model] = _LastRadii(batch, settings, cost.anchors, rays.logs)
 
-        return found.logs
+        return rays.logs
 
     def _centre(self, model: Model) -> float:
-        """Where the answers to the kept prompts reach the cutoff, found once."""
+        """Where the answers to the trusted prompts reach the cutoff; computed once a model."""
         self.need_learned()
         known = _CENTRES.setdefault(model, {})
         prompts = batch_from_state(self.centred_on_)
@@ -128,7 +134,7 @@ class Radii(Feature):
         return known[key]
 
 
-class LocalVolume(Radii):
+class LocalVolume(LogRadii):
     """Log volume of the region in which a prompt's answer stays, per parameter that moves.
 
     The mean over directions of the log radius, in nats; times the number of parameters, plus the
@@ -144,8 +150,8 @@ class LocalVolume(Radii):
         return torch.from_numpy(logs.mean(1, keepdims=True)).float()
 
 
-class _Kept(NamedTuple):
-    """The radii of one batch, which two features ask for in turn."""
+class _LastRadii(NamedTuple):
+    """The log radii of the last batch, which both features ask for."""
 
     batch: Batch
     settings: tuple[object, ...]
@@ -153,7 +159,7 @@ class _Kept(NamedTuple):
     logs: Float64[np.ndarray, "batch k"]
 
     def serves(self, batch: Batch, settings: tuple[object, ...], cost: KLCost) -> bool:
-        """Whether they are of this batch and of a model that answers as it did."""
+        """Whether they are of this batch, and the model still answers as it did."""
         return (
             self.batch is batch
             and self.settings == settings
@@ -164,12 +170,12 @@ class _Kept(NamedTuple):
         )
 
 
-_LAST: WeakKeyDictionary[Model, _Kept] = WeakKeyDictionary()
+_LAST: WeakKeyDictionary[Model, _LastRadii] = WeakKeyDictionary()
 _CENTRES: WeakKeyDictionary[Model, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
 
 def _cost(model: Model, batch: Batch) -> tuple[KLCost, tuple[str, ...]]:
-    """How far each answer moves, and the parameters that move it."""
+    """The cost that is cut off, and the names of the parameters that move."""
     start, names = later_half(model)
 
     return KLCost(model, [batch], tokens="last", reduce="per_example", start=start), names

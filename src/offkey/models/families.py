@@ -38,6 +38,8 @@ class Family:
         unembedding: where the projection to the vocabulary may be, seen from there too.
         parallel: attention and MLP read the same input; or the setting that says so.
         softcap: the setting that holds the cap of the logits, where there is one.
+        logit_scale: the setting that logits are multiplied by, where there is one.
+        logit_divisor: the setting that they are divided by, where there is one.
         interface: attention goes through the attention interface of transformers, so that q, k, v
             and patterns can be reached.
     """
@@ -61,6 +63,8 @@ class Family:
     unembedding: tuple[str, ...] = ("lm_head", "embed_out")
     parallel: bool | str = False
     softcap: str | None = None
+    logit_scale: str | None = None
+    logit_divisor: str | None = None
     interface: bool = True
 
 

@@ -5,7 +5,6 @@ not in the table; :mod:`offkey.doctor` adds the rest.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 
 from offkey.data import Batch, Role
 from offkey.errors import BadInput, BadValue, OffkeyError, UnmappedModel
-from offkey.models._model import Model
-from offkey.models._sites import Site
-from offkey.models._taps import on_input
-from offkey.models._wiring import Block, Wiring
 from offkey.models.families import FAMILIES
+from offkey.models.model import Model
+from offkey.models.sites import Site
+from offkey.models.wiring import Block, Wiring
 
 __all__ = [
     "STRUCTURE",
@@ -136,13 +134,11 @@ class Evidence:
     def __init__(self, model: Model, batch: Batch) -> None:
         self.model, self.batch = model, batch
         self.wiring = cast(Wiring, model.wiring)
-        self.attended: dict[int, Tensor] = {}
-        kinds = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "mlp_in")
+        kinds = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_in", "mlp_in")
         names = ["embed", *(f"{kind}.*" for kind in kinds)]
         names += [f"{kind}.*" for kind in ("resid_mid", "mlp_act") if kind in self.wiring.kinds]
         names += [kind for kind in ("final", "logits") if kind in self.wiring.global_kinds]
-        with self._attention_inputs():
-            self.values = model.read(batch, names, positions="all").values
+        self.values = model.read(batch, names, positions="all").values
 
     def at(self, kind: str, block: int | None = None) -> Tensor:
         """What was read, ``[batch, token, *site]``."""
@@ -168,21 +164,6 @@ class Evidence:
         family = self.wiring.family
         place = getattr(family, part) if part else ""
         return place if block is None else f"{family.blocks}.{block}.{place}".rstrip(".")
-
-    @contextmanager
-    def _attention_inputs(self) -> Iterator[None]:
-        def keep(number: int, x: Tensor) -> None:
-            self.attended[number] = x.detach().clone()
-
-        handles = [
-            on_input(block.attention, lambda x, number=number: keep(number, x))
-            for number, block in self.blocks
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def verify_map(model: Model) -> None:
@@ -271,7 +252,7 @@ def prove_norms(evidence: Evidence) -> Check:
                 norm = block.module.get_submodule(attn_norm)
                 said = f"{where}attention is not given {evidence.path('attn_norm')} of resid_pre"
                 yield Compared(
-                    norm(evidence.at("resid_pre", number)), evidence.attended[number], said
+                    norm(evidence.at("resid_pre", number)), evidence.at("attn_in", number), said
                 )
             if block.mlp_norm is not None:
                 said = f"{where}the MLP is not given {evidence.path('mlp_norm')} of {middle}"
@@ -330,9 +311,7 @@ def prove_logits(evidence: Evidence) -> Check:
     head = evidence.wiring.unembedding
     if head is None or "final" not in evidence.wiring.global_kinds:
         return not_applicable("logits", "there is no unembedding after a final norm")
-    logits, cap = head(evidence.at("final")), evidence.wiring.softcap
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
+    logits = evidence.wiring.capped(head(evidence.at("final")))
     pair = Compared(logits, evidence.at("logits"), "the unembedding of final is not the logits")
     return compared(
         "logits", [pair], 4 * evidence.eps, "the unembedding of final gives the logits"

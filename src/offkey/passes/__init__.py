@@ -10,13 +10,27 @@ from offkey.passes._progress import progress
 from offkey.passes._rows import Rows, ShardRows
 from offkey.passes._run import SHARD_SIZE, Extract, budget_for, readings, record
 from offkey.passes._world import World
+from offkey.passes.stream import (
+    ActivationStream,
+    Blocks,
+    ShuffleBuffer,
+    SiteBlocks,
+    TensorBlocks,
+    Windows,
+)
 
 __all__ = [
     "SHARD_SIZE",
+    "ActivationStream",
+    "Blocks",
     "Extract",
     "Plan",
     "Rows",
     "ShardRows",
+    "ShuffleBuffer",
+    "SiteBlocks",
+    "TensorBlocks",
+    "Windows",
     "World",
     "budget_for",
     "progress",

@@ -4,11 +4,8 @@ Higher is more anomalous, everywhere, and a row's score never depends on the row
 Scores are had by name (:func:`get_score`); each module here holds one family.
 """
 
-from offkey.scores._independence import largest_dependence
-from offkey.scores._joint import SitesScore
-from offkey.scores._registry import SCORES, get_score, restore_score, score_class, score_names
-from offkey.scores._score import Score
-from offkey.scores._tensors import TensorScore
+from offkey.scores.registry import SCORES, get_score, restore_score, score_class, score_names
+from offkey.scores.score import Score, SitesScore, TensorScore, largest_dependence
 
 __all__ = [
     "SCORES",

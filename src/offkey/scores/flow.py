@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from zuko.flows import MAF
 
-from offkey.scores._network import NetworkScore
-from offkey.scores._tensors import check_choice, check_number
+from offkey.errors import check_choice
 from offkey.scores._whitening import shrunk, squared_lengths, whiten_definite
+from offkey.scores.networks import NetworkScore
+from offkey.scores.score import check_number
 from offkey.stats import Moments
 
 __all__ = ["FlowLaplace", "FlowMahalanobis"]

@@ -9,7 +9,7 @@ from sklearn.ensemble import IsolationForest as Forest
 from sklearn.tree import ExtraTreeRegressor
 from torch import Tensor
 
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Sample, Statistic
 
 __all__ = ["IsolationForest"]

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Sample, Statistic, unit_rows
 
-__all__ = ["CosineNeighbours", "LocalOutlierFactor", "NeighbourRatio", "Neighbours"]
+__all__ = ["CosineNeighbours", "LocalOutlierFactor", "NeighbourRatio", "NearestNeighbours"]
 
 _SPARE = 8
 """Candidates kept beyond k, since the matrix product that picks them rounds."""
@@ -40,7 +40,7 @@ def nearest(
     squares = torch.linalg.vecdot(rows, rows)
     wanted = min(k + _SPARE, len(rows) - own)
     step = max(1, _BUDGET // (len(rows) + wanted * rows.shape[1]))
-    found = []
+    blocks = []
     for start in range(0, len(x), step):
         block = x[start : start + step]
         gaps = torch.addmm(squares, block, rows.T, alpha=-2)
@@ -49,12 +49,12 @@ def nearest(
         picked = gaps.topk(wanted, largest=False, sorted=False).indices.sort(dim=1).values
         exact = torch.linalg.vector_norm(rows[picked] - block[:, None], dim=-1)
         distance, order = exact.sort(dim=1, stable=True)
-        found.append((distance[:, :k], picked.gather(1, order[:, :k])))
+        blocks.append((distance[:, :k], picked.gather(1, order[:, :k])))
 
-    return torch.cat([pair[0] for pair in found]), torch.cat([pair[1] for pair in found])
+    return torch.cat([pair[0] for pair in blocks]), torch.cat([pair[1] for pair in blocks])
 
 
-class Neighbours(TensorScore):
+class NearestNeighbours(TensorScore):
     r"""Scores a row by the Euclidean distance to its k-th nearest trusted row.
 
     .. math:: s(x) = d_k(x)
@@ -106,7 +106,7 @@ class Neighbours(TensorScore):
         """Learns what scoring needs besides the rows themselves."""
 
 
-class CosineNeighbours(Neighbours):
+class CosineNeighbours(NearestNeighbours):
     r"""Scores a row by the cosine distance to its k-th nearest trusted row.
 
     .. math:: s(x) = 1 - \cos(x, n_k(x))
@@ -134,7 +134,7 @@ class CosineNeighbours(Neighbours):
         return 1 - cosines.amin(dim=1).clamp(-1, 1)
 
 
-class NeighbourRatio(Neighbours):
+class NeighbourRatio(NearestNeighbours):
     r"""Scores a row by its k-distance over those of its neighbours.
 
     .. math:: s(x) = \frac{1}{k} \sum_{n \in N_k(x)} \frac{d_k(x)}{d_k(n)}
@@ -165,7 +165,7 @@ class NeighbourRatio(Neighbours):
         self.reach_ = nearest(rows, rows, self.k, own=True)[0][:, -1].contiguous()
 
 
-class LocalOutlierFactor(Neighbours):
+class LocalOutlierFactor(NearestNeighbours):
     r"""Scores a row by how much sparser its surroundings are than its neighbours'.
 
     .. math::

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.scores._tensors import TensorScore, check_number
 from offkey.scores._whitening import (
     constant_dimensions,
     squared_lengths,
     whiten_definite,
     whiten_kept,
 )
+from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Moments, Statistic, shrink
 
 __all__ = ["LikelihoodRatio", "QuantumEntropy", "SpectralSignature"]

@@ -18,8 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.errors import BadValue, MissingExtra, NonFinite, UnknownName, nearest
-from offkey.scores._independence import largest_dependence
-from offkey.scores._tensors import TensorScore, check_number
+from offkey.scores.score import TensorScore, check_number, largest_dependence
 from offkey.stats import Sample, Statistic
 
 __all__ = ["PyOD", "pyod_names", "pyod_score"]
@@ -115,8 +114,9 @@ class PyOD(TensorScore):
         with self._guarded("scoring"):
             scores = np.array(self._fitted.decision_function(x.numpy()), dtype=np.float64).ravel()
         if not np.isfinite(scores).all():
-            raise NonFinite("a row was scored with NaN or infinity", where=self.name,
-                            mend="Use another score")  # fmt: skip
+            raise NonFinite(
+                "a row was scored with NaN or infinity", where=self.name, mend="Use another score"
+            )
 
         return torch.from_numpy(scores)
 

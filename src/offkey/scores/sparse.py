@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from offkey.errors import Mismatch, NotEnoughData
-from offkey.scores._tensors import TensorScore, check_number
 from offkey.scores._whitening import constant_dimensions
+from offkey.scores.score import TensorScore, check_number
 from offkey.stats import Moments, Statistic, dense_rows
 
 __all__ = ["EverActive", "NovelLatents", "SparseMahalanobis"]

@@ -1,7 +1,7 @@
 """Whether new prompts differ from the trusted ones in ways that have nothing to do with the model.
 
 A detector that fires on longer prompts or on another topic has not found a mechanism; these tests
-tell the reader to look there first.
+show when to look there first.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _WORDS = r"\w+|[^\w\s]"
 
 @dataclass(frozen=True)
 class Drift:
-    """Outcome of a two-sample test.
+    """The outcome of a two-sample test.
 
     Attributes:
         p_value: that both samples come from one distribution; ``None`` where it cannot be tested.
-        effect: 0 where they are alike, 1 where they are told apart without error; ``None`` where
+        effect: 0 where they are alike, 1 where they are separated without error; ``None`` where
             it cannot be measured.
         n_trusted: trusted prompts that were compared.
         n_new: new prompts that were compared.
@@ -69,8 +69,8 @@ def topic_drift(
 
     Prompts become TF-IDF vectors of length 1. The test is the unbiased maximum mean discrepancy
     with their inner product as kernel, and its p-value comes from permutations, so it is exact for
-    independent prompts. The effect is how well the side of a prompt is told from which side the
-    others are nearer to: 2 · AUROC - 1, or 0 where that is negative.
+    independent prompts. The effect is how well a prompt's side is predicted by the side whose
+    other prompts are more similar: 2 · AUROC - 1, or 0 if that is negative.
 
     Args:
         trusted: texts of the trusted prompts.
@@ -98,7 +98,7 @@ def topic_drift(
     discrepancies = _discrepancy(kernel, draws)
     reached = int((discrepancies[1:] >= discrepancies[0] - 1e-12).sum())
 
-    return Drift((1 + reached) / (rounds + 1), _apart(kernel, is_new), *counts)
+    return Drift((1 + reached) / (rounds + 1), _separation(kernel, is_new), *counts)
 
 
 def _some(texts: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:
@@ -121,10 +121,10 @@ def _discrepancy(kernel: NDArray[np.float64], sides: NDArray[np.float64]) -> NDA
     return result
 
 
-def _apart(kernel: NDArray[np.float64], is_new: NDArray[np.float64]) -> float:
-    """How well each prompt's mean similarity to the others of both sides tells its own."""
+def _separation(kernel: NDArray[np.float64], is_new: NDArray[np.float64]) -> float:
+    """How well a prompt's mean similarity to the others of each side predicts its own side."""
     m, n = is_new.sum(), (1 - is_new).sum()
     nearness = kernel @ is_new / (m - is_new) - kernel @ (1 - is_new) / (n - (1 - is_new))
-    figure = auroc(nearness, is_new).value
+    area = auroc(nearness, is_new).value
 
-    return max(0.0, 2 * figure - 1) if figure is not None else 0.0
+    return max(0.0, 2 * area - 1) if area is not None else 0.0

@@ -220,10 +220,10 @@ def _flat(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {
-            _key(key, path): _flat(item, f"{path}/{key}" if path else key, tensors)
-            for key, item in value.items()
-        }
+        flat = {}
+        for key, item in value.items():
+            flat[_key(key, path)] = _flat(item, f"{path}/{key}" if path else key, tensors)
+        return flat
     if isinstance(value, list | tuple):
         return [_flat(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
 

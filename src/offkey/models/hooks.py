@@ -1,0 +1,529 @@
+"""Hooks: how a pass sees, and changes, the tensors at the places of a module.
+
+A place gets one dispatcher, which all passes share. It looks up the hooks of the pass that the
+*current thread* is running, and does nothing where there are none. So passes of several threads, a
+pass that an edit's function runs by itself, and bare calls of the module never see each other's
+tensors. A dispatcher is taken off when nobody needs its place any more.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from offkey.errors import BadValue, UnmappedModel, check
+
+__all__ = [
+    "AttentionPort",
+    "Hook",
+    "HookSet",
+    "Place",
+    "Run",
+    "current_run",
+    "hook_modules",
+    "open_contexts",
+    "running",
+    "tensor_of",
+    "unhooked",
+]
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Sees the tensor at a place; what it returns, if anything, takes the tensor's place."""
+
+Side = Literal["in", "out", "q", "k", "v", "pattern", "forward"]
+Key = tuple[nn.Module, Side]
+
+_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor passes.
+
+    Attributes:
+        module: the module there.
+        side: its first tensor argument (``"in"``), its output (``"out"``), or for an attention
+            module what its kernel is given.
+        heads: where the last axis holds so many heads side by side, hooks see ``[…, head, d]``.
+        shared: whether the caller goes on using the argument beside the module. A changed value
+            is then written into the tensor itself, so that the branch around the module sees it.
+        port: switches the attention kernel, for ``"q"``, ``"k"``, ``"v"`` and ``"pattern"``.
+    """
+
+    module: nn.Module
+    side: Side
+    heads: int | None = None
+    shared: bool = False
+    port: "AttentionPort | None" = None
+
+    def view(self, hook: Hook) -> Hook:
+        """The hook as a function of the tensor that the module has there."""
+        if self.heads is not None:
+            return partial(_on_heads, hook, self.heads)
+        return partial(_in_place, hook) if self.shared else hook
+
+
+class HookSet:
+    """The hooks of one pass, or of one context that is open, by place.
+
+    Hooks at one place are called by their order (-1, 0 or 1), and then as they were added.
+
+    Attributes:
+        hooks: by order and place.
+        outputs: what modules return instead of being run.
+        edited: the model whose edits these are, if they are edits.
+    """
+
+    def __init__(self, edited: nn.Module | None = None) -> None:
+        self.edited = edited
+        self.hooks: dict[int, dict[Key, list[Hook]]] = {-1: {}, 0: {}, 1: {}}
+        self.ports: dict[Key, AttentionPort] = {}
+        self.outputs: dict[nn.Module, Any] = {}
+
+    def add(self, place: Place, hook: Hook, *, order: Literal[-1, 0, 1] = 0) -> None:
+        """Adds a hook at a place."""
+        key = (place.module, place.side)
+        if place.port is not None:
+            place.port.check(place.side)
+            self.ports[key] = place.port
+        self.hooks[order].setdefault(key, []).append(place.view(hook))
+
+    @property
+    def keys(self) -> list[Key]:
+        """The places that need a dispatcher."""
+        skipped: list[Key] = [(module, "forward") for module in self.outputs]
+        return [*dict.fromkeys(key for part in self.hooks.values() for key in part), *skipped]
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Keeps a dispatcher at each place while it is open."""
+        keys: list[Key] = []
+        try:
+            with _LOCK:
+                for key in self.keys:
+                    _claim(key, self.ports.get(key))
+                    keys.append(key)
+            yield
+        finally:
+            with _LOCK:
+                for key in keys:
+                    _release(key)
+
+
+@dataclass
+class Run:
+    """A call of a module that the current thread has under way.
+
+    Attributes:
+        hooks: what is called at each place.
+        outputs: what modules return instead of being run.
+        top: the module that is called; ``None`` for calls by hand in an open context.
+        context: what is known of the pass; ``None`` for calls by hand.
+        notes: what hooks of this call keep for each other.
+    """
+
+    hooks: dict[Key, list[Hook]]
+    outputs: dict[nn.Module, Any] = field(default_factory=dict)
+    top: nn.Module | None = None
+    context: Any = None
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+
+class _Thread(threading.local):
+    """What one thread has under way.
+
+    Attributes:
+        run: the call whose hooks are looked up now; ``None`` while a hook is called, so that what
+            the hook runs by itself is apart from the call around it.
+        caller: the call whose hook is being called.
+        contexts: the contexts that are open.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.caller: Run | None = None
+        self.contexts: list[HookSet] = []
+
+
+_THREAD = _Thread()
+
+
+def current_run() -> Run | None:
+    """The call whose hook is being called in this thread."""
+    return _THREAD.caller
+
+
+def open_contexts() -> list[HookSet]:
+    """The hooks of the contexts that this thread has open."""
+    return _THREAD.contexts
+
+
+@contextmanager
+def running(hooks: HookSet, top: nn.Module, context: Any = None) -> Iterator[Run]:
+    """Lets this thread's calls of ``top`` meet the hooks, after those of its open contexts."""
+    before = _THREAD.run
+    run = _merged([*_THREAD.contexts, hooks], hooks.outputs)
+    run.top, run.context = top, context
+    _THREAD.run = run
+    try:
+        with hooks.installed():
+            yield run
+    finally:
+        _THREAD.run = before
+
+
+@contextmanager
+def hook_modules(hooks: HookSet) -> Iterator[None]:
+    """Lets every call of the modules by this thread meet the hooks, while it is open."""
+    with hooks.installed():
+        _set_contexts([*_THREAD.contexts, hooks])
+        try:
+            yield
+        finally:
+            _set_contexts([each for each in _THREAD.contexts if each is not hooks])
+
+
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """Lets this thread call modules without any hook of ours, while it is open."""
+    before, _THREAD.run = _THREAD.run, None
+    try:
+        yield
+    finally:
+        _THREAD.run = before
+
+
+def _set_contexts(contexts: list[HookSet]) -> None:
+    _THREAD.contexts = contexts
+    _THREAD.run = _merged(contexts, {}) if contexts else None
+
+
+def _merged(layers: list[HookSet], outputs: dict[nn.Module, Any]) -> Run:
+    hooks: dict[Key, list[Hook]] = {}
+    for order in (-1, 0, 1):
+        for layer in layers:
+            for key, each in layer.hooks[order].items():
+                hooks.setdefault(key, []).extend(each)
+    # A module that is not run shows nothing but, where it is the last of them, its output.
+    for module in outputs:
+        hooks.pop((module, "in"), None)
+    for module in list(outputs)[:-1]:
+        hooks.pop((module, "out"), None)
+
+    return Run(hooks, dict(outputs))
+
+
+def _hooks_at(module: nn.Module, side: Side) -> list[Hook] | None:
+    run = _THREAD.run
+    return None if run is None else run.hooks.get((module, side))
+
+
+def _called(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
+    """What hooks, one after the other, put in the tensor's place; ``None`` if nothing.
+
+    They are called apart from the call that they belong to.
+    """
+    thread, new = _THREAD, None
+    before = thread.run, thread.caller, thread.contexts
+    thread.run, thread.caller, thread.contexts = None, thread.run, []
+    try:
+        for hook in hooks:
+            made = hook(x)
+            if made is not None:
+                x = new = made
+    finally:
+        thread.run, thread.caller, thread.contexts = before
+
+    return new
+
+
+# -- dispatchers -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Installed:
+    """A dispatcher on a place, and how many need it."""
+
+    remove: Callable[[], None]
+    users: int = 0
+
+
+_INSTALLED: dict[Key, _Installed] = {}
+
+
+def _claim(key: Key, port: "AttentionPort | None") -> None:
+    if key not in _INSTALLED:
+        _INSTALLED[key] = _Installed(_installer(key, port))
+    _INSTALLED[key].users += 1
+
+
+def _release(key: Key) -> None:
+    _INSTALLED[key].users -= 1
+    if not _INSTALLED[key].users:
+        _INSTALLED.pop(key).remove()
+
+
+def _installer(key: Key, port: "AttentionPort | None") -> Callable[[], None]:
+    """Puts a dispatcher on a place; what it returns takes it off."""
+    module, side = key
+    if side == "in":
+        return module.register_forward_pre_hook(_on_input, with_kwargs=True).remove
+    if side == "out":
+        return module.register_forward_hook(_on_output).remove
+    if side == "forward":
+        return _replaceable(module)
+    assert port is not None
+    return port.switched()
+
+
+def _on_input(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
+    # Torch leaves out kwargs if another thread takes the dispatcher off at this moment.
+    hooks = _hooks_at(module, "in")
+    if hooks is None:
+        return None
+    key = _first_tensor(args, kwargs)
+    x = args[key] if isinstance(key, int) else kwargs[key]
+    new = _called(hooks, x)
+    if new is None:
+        return None
+    if isinstance(key, int):
+        return (*args[:key], new, *args[key + 1 :]), kwargs
+
+    return args, {**kwargs, key: new}
+
+
+def _on_output(module: nn.Module, _: Any, output: Any) -> Any:
+    hooks = _hooks_at(module, "out")
+    if hooks is None:
+        return None
+    new = _called(hooks, tensor_of(output))
+
+    return None if new is None else with_tensor(output, new)
+
+
+def _replaceable(module: nn.Module) -> Callable[[], None]:
+    """Lets a module return an output that is known, to those who have one."""
+    own, original = module.__dict__.get("forward"), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        run = _THREAD.run
+        if run is not None and module in run.outputs:
+            return run.outputs[module]
+        return original(*args, **kwargs)
+
+    def restore() -> None:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+    module.forward = cast(Any, forward)
+
+    return restore
+
+
+def _on_heads(hook: Hook, n_heads: int, flat: Tensor) -> Tensor | None:
+    new = hook(flat.view(*flat.shape[:-1], n_heads, -1))
+    return None if new is None else new.flatten(-2)
+
+
+def _in_place(hook: Hook, x: Tensor) -> None:
+    new = hook(x)
+    if new is not None and new is not x:
+        x.copy_(new)
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    for place, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, Tensor):
+            return place
+    raise TypeError("the module was called without a tensor")
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The tensor of an output: itself, the first of a tuple, or the logits of a model output."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output["logits"] if "logits" in output else tensor_of(next(iter(output.values())))
+    if isinstance(output, tuple | list):
+        return tensor_of(output[0])
+    raise TypeError(f"no tensor in an output of type {type(output).__name__}")
+
+
+def with_tensor(output: Any, new: Tensor) -> Any:
+    """The output with another tensor in the place of :func:`tensor_of`."""
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, MutableMapping):
+        key = "logits" if "logits" in output else next(iter(output))
+        output[key] = with_tensor(output[key], new)
+        return output
+    rest = (with_tensor(output[0], new), *output[1:])
+
+    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+# -- attention -------------------------------------------------------------------------------
+
+_STOCK: dict[str, str] = {}
+"""The kernel of transformers behind each name of ours."""
+
+
+@dataclass
+class _Switched:
+    config: Any
+    before: str
+    users: int = 0
+
+
+_SWITCHED: dict[int, _Switched] = {}
+"""Configurations that hold a name of ours for a while, by identity."""
+
+
+class AttentionPort:
+    """The way to queries, keys, values and patterns: the attention interface of transformers.
+
+    A function is registered there under a name of ours. It shows q, k and v to the hooks, and then
+    calls the kernel that the model would have called, so that its result is bitwise the same. The
+    name stands in the model's configuration only while some pass needs it.
+
+    Args:
+        configs: every configuration object in which the model looks up its kernel.
+    """
+
+    def __init__(self, configs: Iterable[Any]) -> None:
+        self.configs = list({id(config): config for config in configs}.values())
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel that the model uses: ``eager``, ``sdpa``, …."""
+        name = self.configs[0]._attn_implementation or "eager"
+        return _STOCK.get(name, name)
+
+    def check(self, side: Side) -> None:
+        """Refuses what the model's kernel does not show.
+
+        Raises:
+            BadValue: patterns outside the eager kernel, or anything under a flash kernel.
+        """
+        check(
+            side != "pattern" or self.kernel == "eager",
+            f"attention patterns do not exist under the {self.kernel!r} kernel",
+            where="site pattern",
+            mend='Load the model with attn_implementation="eager"',
+            error=BadValue,
+        )
+        check(
+            "flash" not in self.kernel and "flex" not in self.kernel,
+            f"queries, keys and values cannot be reached under the {self.kernel!r} kernel",
+            where=f"site {side}",
+            mend='Load the model with attn_implementation="sdpa" or "eager"',
+            error=BadValue,
+        )
+
+    def switched(self) -> Callable[[], None]:
+        """Puts our name into the configurations; what it returns puts theirs back."""
+        name = _registered(self.kernel)
+        for config in self.configs:
+            before = config._attn_implementation_internal
+            entry = _SWITCHED.setdefault(id(config), _Switched(config, before))
+            entry.users += 1
+            config._attn_implementation_internal = name
+
+        return self._switch_back
+
+    def _switch_back(self) -> None:
+        for config in self.configs:
+            entry = _SWITCHED[id(config)]
+            entry.users -= 1
+            if not entry.users:
+                config._attn_implementation_internal = entry.before
+                del _SWITCHED[id(config)]
+
+
+def _registered(kernel: str) -> str:
+    # Gemma 2 refuses a name that contains "sdpa".
+    name = "offkey_" + kernel.replace("sdpa", "fused")
+    if name not in _STOCK:
+        AttentionInterface.register(name, partial(_attention, kernel))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
+        _STOCK[name] = kernel
+
+    return name
+
+
+def _attention(
+    kernel: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    query = _seen_by(_hooks_at(module, "q"), query)
+    key = _seen_by(_hooks_at(module, "k"), key)
+    value = _seen_by(_hooks_at(module, "v"), value)
+    stock = _stock_kernel(kernel, module)
+    output, pattern = stock(module, query, key, value, attention_mask, **settings)
+
+    hooks = _hooks_at(module, "pattern")
+    if hooks is None:
+        return output, pattern
+    if pattern is None:
+        raise UnmappedModel("attention returns no pattern", where=type(module).__name__)
+    new = _seen_by(hooks, pattern)
+    if new is pattern:
+        return output, pattern
+    # From here on as in every eager kernel of transformers, after its softmax.
+    groups = new.shape[1] // value.shape[1]
+    if groups > 1:
+        value = value.repeat_interleave(groups, dim=1)
+
+    return (new @ value).transpose(1, 2).contiguous(), new
+
+
+def _seen_by(hooks: list[Hook] | None, x: Tensor) -> Tensor:
+    """Shows ``[batch, head, token, …]`` to hooks as ``[batch, token, head, …]``."""
+    if hooks is None:
+        return x
+    new = _called(hooks, x.transpose(1, 2))
+    if new is None:
+        return x
+    new = new.transpose(1, 2)
+
+    # The kernels' last bits depend on how their inputs lie in memory.
+    return new if new.stride() == x.stride() else torch.empty_like(x).copy_(new)
+
+
+def _stock_kernel(kernel: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if kernel == "eager" and getattr(module, "reorder_and_upcast_attn", False):
+        return _upcast_gpt2
+
+    home = sys.modules[type(module).__module__]
+    stock: Callable[..., tuple[Tensor, Tensor | None]] = (
+        home.eager_attention_forward
+        if kernel == "eager"
+        else getattr(home, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)[kernel]
+    )
+
+    return stock
+
+
+def _upcast_gpt2(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
+) -> tuple[Tensor, Tensor | None]:
+    result: tuple[Tensor, Tensor | None] = module._upcast_and_reordered_attn(
+        query, key, value, mask
+    )
+
+    return result
