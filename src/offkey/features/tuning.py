@@ -13,9 +13,8 @@ from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
 from offkey.features._sample import TrustedSample, joined
 from offkey.features.feature import Feature, Learner
-from offkey.models import KLToReference, Model, Reading, Site
+from offkey.models import KLToReference, Model, Reading, Site, last_logits, preferred_answer
 from offkey.passes import Plan
-from offkey.sensitivity import last_logits, preferred
 from offkey.training import Adapter, TrainingSettings, attach, train
 
 __all__ = ["TunedDivergence"]
@@ -137,7 +136,7 @@ class TunedDivergence(Feature):
     def _tuned_on(self, model: Model, rows: list[Batch]) -> dict[str, Tensor]:
         with torch.no_grad():
             answers = [
-                int(preferred(_logits(model, row), row.to(model.device))[0]) for row in rows
+                int(preferred_answer(_logits(model, row), row).token) for row in rows
             ]
         wanted = torch.tensor(answers, device=model.device)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue, Mismatch, NonFinite, UnknownName, check
-from offkey.sensitivity._outputs import preferred
+from offkey.models import preferred_answer
 from offkey.storage import load_artefact, save_artefact
 
 __all__ = ["Curve", "ReferenceOutputs", "Summary", "load_curves", "measured", "summarise"]
@@ -43,7 +43,7 @@ class ReferenceOutputs:
         batch = batch.to("cpu")
         log_p = _log_p(logits)
 
-        return cls(log_p, preferred(log_p, batch)[0], batch)
+        return cls(log_p, preferred_answer(log_p, batch).token, batch)
 
     def compare(
         self, logits: Float[Tensor, "batch vocab"]
@@ -79,7 +79,7 @@ class ReferenceOutputs:
         missing = torch.full((len(log_q),), torch.nan, dtype=torch.float64)
         if choices is None or target is None:
             return missing
-        chosen = preferred(log_q, self.batch)[1]
+        chosen = preferred_answer(log_q, self.batch).choice
         known = (choices >= 0).any(1) & (target >= 0)
 
         return torch.where(known, (chosen == target).double(), missing)

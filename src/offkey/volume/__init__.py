@@ -6,7 +6,6 @@ restored bit by bit, and a stopped run continues ray by ray. :func:`radii` gives
 prompt.
 """
 
-from offkey.volume._resumed import ResumedForward
 from offkey.volume.costs import (
     Cost,
     DuplicateExamples,
@@ -65,7 +64,6 @@ __all__ = [
     "Proposal",
     "Ray",
     "RayStep",
-    "ResumedForward",
     "Sampler",
     "Space",
     "Tilted",

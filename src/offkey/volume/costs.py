@@ -24,9 +24,7 @@ from offkey.errors import (
     check,
     check_choice,
 )
-from offkey.models import Model
-from offkey.volume._kl import anchored, divergence
-from offkey.volume._resumed import ResumedForward
+from offkey.models import Model, kl, last_logits, log_probabilities, logits_of, wide
 
 __all__ = [
     "Cost",
@@ -228,7 +226,7 @@ class TokenLogits(NamedTuple):
                 mend="Give Batch(mask=…), all True where nothing is",
             )
         if only_last:
-            return cls(logits[:, -1], ones)
+            return cls(last_logits(logits), ones)
         whole = bool(batch.mask.all())
         real = logits.flatten(0, 1) if whole else logits[batch.mask]
 
@@ -265,7 +263,7 @@ class ModelCost(Cost):
         check_choice("reduce", reduce, ("mean", "per_example"))
         self.model, self.reduce = model, reduce
         self.batches = [batch.to(model.device) for batch in batches]
-        self.resumed = None if start is None else ResumedForward(model, start)
+        self.resumed = None if start is None else model.resumed_forward(start)
         self._anchors: list[Tensor] = []
         self._counts: list[Tensor] = []
         if reduce == "mean":
@@ -509,14 +507,14 @@ class KLCost(ModelCost):
 
     def anchor(self, rows: TokenLogits, batch: Batch) -> Tensor:
         """Log-probabilities."""
-        return anchored(rows.logits)
+        return log_probabilities(rows.logits)
 
     def compare(self, anchor: Tensor, rows: TokenLogits, batch: Batch) -> Float[Tensor, " token"]:
         """Divergence at each token, some tokens at a time."""
         some = max(1, NUMBERS // anchor.shape[-1])
         pairs = zip(anchor.split(some), rows.logits.split(some), strict=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-        return torch.cat([divergence(a, b) for a, b in pairs])
+        return torch.cat([kl(a, b) for a, b in pairs])
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, data and settings, with the choice of tokens."""
@@ -559,8 +557,7 @@ class LossCost(ModelCost):
         return TokenLogits(rows.logits[torch.from_numpy(keep)], rows.counts - 1)
 
     def _losses(self, rows: TokenLogits, batch: Batch) -> Float[Tensor, " token"]:
-        logits = self.counted(rows, batch).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(self.counted(rows, batch).logits)
 
         return nn.functional.cross_entropy(logits, self._targets(rows, batch), reduction="none")
 
@@ -656,19 +653,6 @@ def later_half(model: Model) -> tuple[int | None, tuple[str, ...]]:
     late = {id(w) for part in model.wiring.blocks[block:] for w in part.module.parameters()}
 
     return block, tuple(name for name, weight in weights.items() if id(weight) in late)
-
-
-def logits_of(raw: Any) -> Tensor:
-    """The logits in what a model returned.
-
-    Raises:
-        BadInput: there are none.
-    """
-    logits = raw if isinstance(raw, Tensor) else getattr(raw, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise BadInput(f"the model gives {type(raw).__name__}, not logits", where="cost")
-
-    return logits
 
 
 def _bytes(row: Tensor, batch: Batch, number: int) -> bytes:
