@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from offkey.estimate.gaussian import Normal
-from offkey.estimate.tail import Adversary, harden
+from offkey.estimate.risk import Adversary, harden
 from offkey.storage import write_results
 
 RESULTS = Path("docs/results/adversarial_risk.json")

@@ -26,7 +26,7 @@ from scipy.stats import hypergeom
 
 from offkey.bench import Organisms, default_detector
 from offkey.data import Prompts, split_by_source
-from offkey.detect import Job
+from offkey.detect import DetectionRun
 from offkey.errors import BadInput
 from offkey.explain import Detail, explain_run
 from offkey.models import Model, load
@@ -167,9 +167,9 @@ def run_case(
     trusted, calibration, scored, known = prompts_of(task, sizes, rng)
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(spare) / "run"
-        job = Job(model, [default_detector()], trusted, scored, calibration=calibration,
+        run = DetectionRun(model, [default_detector()], trusted, scored, calibration=calibration,
                   seed=rng.randrange(2**31), quiet=True)  # fmt: skip
-        metrics = job.run(folder)
+        metrics = run.run(folder)
         rows = sorted(scored_rows(folder), key=lambda row: -row["score"])
         explain_run(folder, [row["id"] for row in rows[: sizes.explained]], model=model,
                     detail=Detail(background=sizes.background))  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import offkey
-from offkey.detect import Detector, fit_all, score_all
+from offkey.detect import Detector, Session
 from offkey.tasks import get_task
 
 from ._timing import interleaved, measured, ratio, row
@@ -30,8 +30,9 @@ class Watched:
     def detect(self, names: Sequence[str]) -> None:
         """Fits on the trusted prompts and scores the test prompts, in one pass over each."""
         made = [Detector("activations", name, sites="resid_post.later") for name in names]
-        fit_all(made, self.model, self.trusted)
-        score_all(made, self.model, self.test)
+        session = Session(self.model)
+        session.fit(made, self.trusted)
+        session.score(made, self.test)
 
 
 def six_in_one_pass(settings: Settings) -> list[dict[str, Any]]:

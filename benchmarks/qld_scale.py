@@ -50,8 +50,8 @@ def measured(samples: int) -> dict[str, Any]:
     """One run: seconds of the estimate, and the most memory that the process ever held."""
     import torch
 
-    from offkey.estimate.tail import Draws, Whitening, qld
-    from offkey.estimate.tail._accepting import Unembedding, intervals, shortest_accepting
+    from offkey.estimate.risk import Draws, Whitening, qld
+    from offkey.estimate.risk.decomposition import Unembedding, intervals, shortest_accepting
     from offkey.models import load
 
     from ._timing import memory_mib

@@ -5,7 +5,7 @@ from typing import Any
 import offkey
 from offkey.bench import ENTRIES, default_detector
 from offkey.data import Prompts
-from offkey.detect import fit_all, score_all
+from offkey.detect import Session
 from offkey.tasks import get_task
 
 from ._plain import Plain
@@ -30,12 +30,13 @@ def published_rows(settings: Settings) -> list[dict[str, Any]]:
     made = [e.detector(model) for e in ENTRIES if e.published and e.feature not in APART]
     flows = [detector for detector in made if detector.score_template.name.startswith("flow")]
     others = [detector for detector in made if detector not in flows]
-    fit_all(flows, model, trusted)
+    session = Session(model)
+    session.fit(flows, trusted)
     plain = Plain(model, Prompts.concat([trusted, test]))
 
     def ours() -> None:
-        fit_all(others, model, trusted)
-        score_all([*others, *flows], model, test)
+        session.fit(others, trusted)
+        session.score([*others, *flows], test)
 
     ours()
     plain.both()

@@ -13,9 +13,9 @@ from typing import Any
 
 from offkey.estimate import TrackedPairs
 from offkey.estimate.arithmetic import (
+    ArgumentSearch,
     Circuit,
     Events,
-    Search,
     account,
     bernoulli,
     both,
@@ -115,7 +115,7 @@ def searches() -> list[dict[str, Any]]:
     rows = []
     for draws in DRAWS:
         outcome = Events(draws)
-        found: dict[str, Search] = {
+        found: dict[str, ArgumentSearch] = {
             "greedy": greedy(circuit, outcome),
             "greedy, pruned": greedy(circuit, outcome, prune=True),
             "guided by gradients": guided(circuit, outcome),
@@ -128,7 +128,7 @@ def searches() -> list[dict[str, Any]]:
     return rows
 
 
-def _searched(circuit: Circuit, name: str, draws: int, search: Search) -> dict[str, Any]:
+def _searched(circuit: Circuit, name: str, draws: int, search: ArgumentSearch) -> dict[str, Any]:
     pairs = sorted(search.argument.tracked["circuit"])
     named = [f"({circuit.label(i)}, {circuit.label(j)})" for i, j in pairs]
 

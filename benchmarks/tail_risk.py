@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from offkey.estimate import Estimate
-from offkey.estimate.tail import (
+from offkey.estimate.risk import (
     ITGIS,
     MHIS,
     Draws,

@@ -4,7 +4,7 @@ python examples/detect.py
 """
 
 import offkey
-from offkey.detect import evaluate, fit_all, score_all
+from offkey.detect import Session, evaluate
 from offkey.tasks import get_task
 
 NAMES = ("activations/mahalanobis", "entropy/mahalanobis", "bag-of-words/mahalanobis")
@@ -15,9 +15,10 @@ def main(limit: int = 150) -> dict[str, float]:
     model = offkey.load("smollm2-135m-instruct", adapter="bundled:comparison")
     data = get_task("comparison").make(seed=0, limit=limit)
     detectors = [offkey.Detector.named(name) for name in NAMES]
-    fit_all(detectors, model, data.trusted)
+    session = Session(model)
+    session.fit(detectors, data.trusted)
     found = {}
-    for scores in score_all(detectors, model, data.test):
+    for scores in session.score(detectors, data.test):
         auroc = evaluate(scores, data.test).auroc
         found[scores.detector] = auroc.value
         print(

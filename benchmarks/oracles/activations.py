@@ -121,8 +121,11 @@ def _flipped() -> list[dict[str, Any]]:
     labels = [0] * COUNT + [1] * COUNT
 
     return [
-        row(f"AUROC on flipped correlations, {name}", expected,
+        row(
+            f"AUROC on flipped correlations, {name}",
+            expected,
             float(auroc(torch.cat([score(usual), score(odd)]).numpy(), labels).value),
-            0.02 / expected)
+            0.02 / expected,
+        )
         for name, (expected, score) in ways.items()
-    ]  # fmt: skip
+    ]

@@ -54,9 +54,12 @@ def exclusive_or() -> list[dict[str, Any]]:
 
     return [
         row("exclusive or, no pairs, variance", 1.25, float(propagate(circuit).variances[place])),
-        row("exclusive or, all pairs, variance", 0.25,
-            float(propagate(circuit, "all").variances[place])),
-    ]  # fmt: skip
+        row(
+            "exclusive or, all pairs, variance",
+            0.25,
+            float(propagate(circuit, "all").variances[place]),
+        ),
+    ]
 
 
 def terms() -> list[dict[str, Any]]:

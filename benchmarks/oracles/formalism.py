@@ -5,12 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from offkey.estimate.arithmetic import (
-    accuracy,
-    clause_solutions,
-    permanent,
-    permanent_estimates,
-)
+from offkey.estimate.arithmetic import accuracy, clause_solutions, permanent, permanent_estimates
 
 from . import row
 

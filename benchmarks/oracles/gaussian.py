@@ -12,7 +12,7 @@ from offkey.estimate.gaussian import (
     PROBIT,
     RELU,
     Normal,
-    Settings,
+    PropagationSettings,
     Threshold,
     bivariate_normal_cdf,
     divergence,
@@ -43,26 +43,41 @@ def relu() -> list[dict[str, Any]]:
     )
     series = [
         printed_row(f"ReLU pair, series to order {order}", told, float(terms[1 : order + 1].sum()))
-        for order, told in ((1, ".07167"), (2, ".08974"), (4, ".08935"), (8, ".0892502"),
-                            (12, ".0892459"))
-    ]  # fmt: skip
+        for order, told in (
+            (1, ".07167"),
+            (2, ".08974"),
+            (4, ".08935"),
+            (8, ".0892502"),
+            (12, ".0892459"),
+        )
+    ]
     exact = float(RELU.covariance(*PAIR))
 
     return [
-        row("ReLU pair, mean of the product", 0.1520740631, float(RELU.product(*PAIR)),
-            QUADRATURE),
+        row(
+            "ReLU pair, mean of the product", 0.1520740631, float(RELU.product(*PAIR)), QUADRATURE
+        ),
         printed_row("ReLU pair, covariance", ".0892456663", exact),
         *series,
-        row("ReLU pair, series to order 60 against closed form", exact, float(terms[1:].sum()),
-            1e-4),
+        row(
+            "ReLU pair, series to order 60 against closed form",
+            exact,
+            float(terms[1:].sum()),
+            1e-4,
+        ),
         printed_row("ReLU of N(0, 1), mean", ".398942", float(RELU.mean(ZERO, ONE))),
         printed_row("ReLU of N(0, 1), variance", ".340845", float(RELU.variance(ZERO, ONE))),
-        row("centred ReLU pair, correlation -0.8",
+        row(
+            "centred ReLU pair, correlation -0.8",
             (0.6 - 0.8 * (math.pi / 2 - math.asin(0.8))) / (2 * math.pi),
-            float(RELU.product(ZERO, ZERO, ONE, ONE, -0.8 * ONE))),
-        row("ReLU pair, correlation 1, product", float(RELU.second_moment(PAIR[0], PAIR[2])),
-            float(RELU.product(PAIR[0], PAIR[0], PAIR[2], PAIR[2], PAIR[2]))),
-    ]  # fmt: skip
+            float(RELU.product(ZERO, ZERO, ONE, ONE, -0.8 * ONE)),
+        ),
+        row(
+            "ReLU pair, correlation 1, product",
+            float(RELU.second_moment(PAIR[0], PAIR[2])),
+            float(RELU.product(PAIR[0], PAIR[0], PAIR[2], PAIR[2], PAIR[2])),
+        ),
+    ]
 
 
 def gelu() -> list[dict[str, Any]]:
@@ -71,9 +86,12 @@ def gelu() -> list[dict[str, Any]]:
         printed_row("GELU, mean", ".5338958", float(GELU.mean(PAIR[0], PAIR[2]))),
         printed_row("GELU pair, mean of the product", ".0816746253", float(GELU.product(*PAIR))),
         row("GELU of N(0, 1), mean", 1 / math.sqrt(4 * math.pi), float(GELU.mean(ZERO, ONE))),
-        row("GELU of N(0, 1), second moment", 1 / 3 + 1 / (2 * math.pi * math.sqrt(3)),
-            float(GELU.second_moment(ZERO, ONE))),
-    ]  # fmt: skip
+        row(
+            "GELU of N(0, 1), second moment",
+            1 / 3 + 1 / (2 * math.pi * math.sqrt(3)),
+            float(GELU.second_moment(ZERO, ONE)),
+        ),
+    ]
 
 
 def probit() -> list[dict[str, Any]]:
@@ -85,11 +103,15 @@ def probit() -> list[dict[str, Any]]:
 
     return [
         row("probit pair, mean of the product", float(both), float(PROBIT.product(*PAIR))),
-        row("centred erf pair, mean of the product", erf,
-            float(ERF.product(ZERO, ZERO, vx, vy, c))),
-        row("bivariate normal at the origin, correlation .9", 0.25 + math.asin(0.9) / 2 / math.pi,
-            float(bivariate_normal_cdf(0.0, 0.0, 0.9))),
-    ]  # fmt: skip
+        row(
+            "centred erf pair, mean of the product", erf, float(ERF.product(ZERO, ZERO, vx, vy, c))
+        ),
+        row(
+            "bivariate normal at the origin, correlation .9",
+            0.25 + math.asin(0.9) / 2 / math.pi,
+            float(bivariate_normal_cdf(0.0, 0.0, 0.9)),
+        ),
+    ]
 
 
 def norms() -> list[dict[str, Any]]:
@@ -101,11 +123,17 @@ def norms() -> list[dict[str, Any]]:
 
     return [
         row("RMSNorm, isotropic, largest mean", 0.0, float(square.mean.abs().amax())),
-        row("RMSNorm, isotropic, largest gap of covariance", 0.0,
-            float((square.full - eye).abs().amax())),
-        row("LayerNorm, isotropic, largest gap of covariance", 0.0,
-            float((centred.full - width / (width - 1) * (eye - 1 / width)).abs().amax())),
-    ]  # fmt: skip
+        row(
+            "RMSNorm, isotropic, largest gap of covariance",
+            0.0,
+            float((square.full - eye).abs().amax()),
+        ),
+        row(
+            "LayerNorm, isotropic, largest gap of covariance",
+            0.0,
+            float((centred.full - width / (width - 1) * (eye - 1 / width)).abs().amax()),
+        ),
+    ]
 
 
 def linear_detector() -> list[dict[str, Any]]:
@@ -138,8 +166,9 @@ def networks() -> list[dict[str, Any]]:
     """First layers against sampling, and a width-128, depth-3 ReLU network against its truth."""
     width, draws = 128, 100_000
     generator = torch.Generator().manual_seed(0)
-    network = nn.Sequential(*[part for _ in range(3) for part in (
-        nn.Linear(width, width, bias=False), nn.ReLU())]).double()  # fmt: skip
+    network = nn.Sequential(
+        *[part for _ in range(3) for part in (nn.Linear(width, width, bias=False), nn.ReLU())]
+    ).double()
     for layer in network[::2]:
         weight = torch.randn(width, width, generator=generator, dtype=torch.float64)
         layer.weight.data = weight * math.sqrt(2 / width)  # type: ignore[union-attr]
@@ -149,17 +178,26 @@ def networks() -> list[dict[str, Any]]:
         for _ in range(draws // 10_000):
             inner = network[:2](normal.sample(10_000, generator))
             first, total = first + inner.sum(0), total + network[2:](inner).sum(0)
-    states = {kind: propagate(network, normal, Settings(covariance=kind))
-              for kind in ("full", "diagonal")}  # fmt: skip
+    states = {
+        kind: propagate(network, normal, PropagationSettings(covariance=kind))
+        for kind in ("full", "diagonal")
+    }
     truth, exact = total / draws, states["full"]["1"]
     gap = (exact.mean - first / draws).abs() * (draws / exact.variance).sqrt()
-    errors = {kind: float((made["5"].mean - truth).norm() / truth.norm())
-              for kind, made in states.items()}  # fmt: skip
+    errors = {
+        kind: float((made["5"].mean - truth).norm() / truth.norm())
+        for kind, made in states.items()
+    }
 
     return [
-        row("first ReLU layer, largest gap of the mean, standard errors", 0.0, float(gap.amax()),
-            5.0),
+        row(
+            "first ReLU layer, largest gap of the mean, standard errors",
+            0.0,
+            float(gap.amax()),
+            5.0,
+        ),
         row("width 128, depth 3, relative error of the mean, full", 0.0, errors["full"], 0.02),
-        row("the same, full as a share of diagonal", 0.0, errors["full"] / errors["diagonal"],
-            1.0),
-    ]  # fmt: skip
+        row(
+            "the same, full as a share of diagonal", 0.0, errors["full"] / errors["diagonal"], 1.0
+        ),
+    ]

@@ -67,10 +67,13 @@ def _invariances() -> Rows:
         "R changed by an antisymmetric map of L": (left, right + (half - half.T) @ left),
     }
     found = [
-        row(f"interaction matrix with {name}", 0.0,
-            float((interactions(Bilinear.of(a, b, down)) - before).abs().max()))
+        row(
+            f"interaction matrix with {name}",
+            0.0,
+            float((interactions(Bilinear.of(a, b, down)) - before).abs().max()),
+        )
         for name, (a, b) in changed.items()
-    ]  # fmt: skip
+    ]
     latent = in_latents(before, SparseDictionary.identity(5))
 
     return [*found, row("identity decoder", 0.0, float((latent - before).abs().max()))]
@@ -78,14 +81,19 @@ def _invariances() -> Rows:
 
 def _features() -> Rows:
     made = IndependentFeatures(
-        torch.full((20,), 0.01, dtype=torch.float64), torch.ones(20), torch.zeros(20),
+        torch.full((20,), 0.01, dtype=torch.float64),
+        torch.ones(20),
+        torch.zeros(20),
         torch.eye(20),
-    )  # fmt: skip
+    )
     rates = [0.01] * 20
     single = IndependentFeatures(
-        torch.tensor([0.25], dtype=torch.float64), torch.tensor([2.0]), torch.tensor([0.5]),
-        torch.tensor([[3.0]]), noise=0.1,
-    ).moments()  # fmt: skip
+        torch.tensor([0.25], dtype=torch.float64),
+        torch.tensor([2.0]),
+        torch.tensor([0.5]),
+        torch.tensor([[3.0]]),
+        noise=0.1,
+    ).moments()
 
     return [
         row("log10 of 20 rare features at once", -40.0, made.log10_joint(range(20)), 1e-3 / 40),
@@ -110,9 +118,13 @@ def _loss() -> Rows:
 
     return [
         row("loss of an empty dictionary", size, float(expected_loss(nothing, normal))),
-        row("loss of a dictionary with both signs, as a share", 0.0,
-            float(expected_loss(sides, normal)) / size, QUADRATURE),
-    ]  # fmt: skip
+        row(
+            "loss of a dictionary with both signs, as a share",
+            0.0,
+            float(expected_loss(sides, normal)) / size,
+            QUADRATURE,
+        ),
+    ]
 
 
 def _intervals() -> Rows:
@@ -129,8 +141,10 @@ def _intervals() -> Rows:
     found = []
     for name, (form, low, high) in cases.items():
         got = form.range()
-        found += [row(f"{name}, low", low, float(got[0][0])),
-                  row(f"{name}, high", high, float(got[1][0]))]  # fmt: skip
+        found += [
+            row(f"{name}, low", low, float(got[0][0])),
+            row(f"{name}, high", high, float(got[1][0])),
+        ]
 
     return [
         *found,
@@ -156,8 +170,9 @@ def _soundness() -> Rows:
             seen = net(torch.tensor(rng.uniform(low, high, size=(100_000, 6)))).numpy()
         outside = int(((seen < form.low) | (seen > form.high)).sum())
         plain = interval_bounds(net, low, high)
-        wider = sum(a.low < b.low or a.high > b.high for a, b in zip(form.bounds(), plain,
-                                                                      strict=True))  # fmt: skip
+        wider = sum(
+            a.low < b.low or a.high > b.high for a, b in zip(form.bounds(), plain, strict=True)
+        )
         found += [
             row(f"depth {depth}, samples outside the proved range", 0.0, outside),
             row(f"depth {depth}, outputs wider than intervals", 0.0, wider),

@@ -38,8 +38,9 @@ def boolean() -> list[dict[str, Any]]:
     for n, name in zip((16, 40, 64), ("none", "A", "B"), strict=True):
         key = f"total_bits_at_{n}"
         least = min(by_name[other][key] for other in TABLE)
-        gathered.append(row(f"least of the table at {n} draws is {name}'s",
-                            least, by_name[name][key]))  # fmt: skip
+        gathered.append(
+            row(f"least of the table at {n} draws is {name}'s", least, by_name[name][key])
+        )
     for text, crossing in zip(("31.71", "46.46"), crossings(told), strict=True):
         gathered.append(printed_row(f"crossing, {crossing['argument']}", text, crossing["draws"]))
 
@@ -61,16 +62,19 @@ def scrubbing() -> list[dict[str, Any]]:
         ("path 1 important", "5.000705", toy.argument([0])),
         ("paths 1 and 2 resampled together", "5.000705", toy.argument(blocks=[[0, 1]])),
     )
-    bells = [row(f"partitions of {n}", count, bell(n))
-             for n, count in enumerate((1, 1, 2, 5, 15, 52))]  # fmt: skip
+    bells = [
+        row(f"partitions of {n}", count, bell(n)) for n, count in enumerate((1, 1, 2, 5, 15, 52))
+    ]
     important = toy.surprise(toy.argument([0, 1]), 1000)
 
     return [
         *bells,
         printed_row("uniform code over 3 paths", "3.907", math.log2(bell(4))),
-        *(printed_row(f"{name}, bits an input", text, float(toy.estimate(argument)))
-          for name, text, argument in cases),
+        *(
+            printed_row(f"{name}, bits an input", text, float(toy.estimate(argument)))
+            for name, text, argument in cases
+        ),
         printed_row("nothing important, 1000 draws", "5000.7", important.empty_outcome),
         printed_row("paths 1 and 2 important, 1000 draws", "1.4", important.outcome),
         printed_row("paths 1 and 2 important, argument", "3.9", important.argument),
-    ]  # fmt: skip
+    ]

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from offkey.bench import ceiling
 from offkey.bench._ceiling import PENALTIES
 from offkey.data import TensorPrompts
-from offkey.detect import Detector, evaluate, harvest
+from offkey.detect import Detector, Session, evaluate
 from offkey.errors import BadValue, Mismatch
 from offkey.features import get_feature
 from offkey.models import Model
@@ -38,7 +38,8 @@ def of(model, tmp_path):
         detector = detector or Detector("activations", sites="module:0, module:1")
         calls.append(1)
         blind = prompts.without("label")
-        (rows,) = harvest(model, blind, [detector], tmp_path / str(len(calls)), quiet=True)
+        session = Session(model, tmp_path / str(len(calls)))
+        (rows,) = session.record_features([detector], blind, "test")
         return ceiling(detector, model, rows, prompts, **settings)
 
     return told
@@ -165,7 +166,7 @@ def test_what_cannot_be_is_refused(of, model, tmp_path):
     with pytest.raises(BadValue, match="folds: must be at least 2"):
         of(prompts, folds=1)
     detector = Detector("activations", sites="module:0")
-    (rows,) = harvest(model, prompts, [detector], tmp_path / "rows", quiet=True)
+    (rows,) = Session(model, tmp_path).record_features([detector], prompts, "test")
     with pytest.raises(Mismatch, match="rows: they are not of these prompts"):
         ceiling(detector, model, rows, prompts.take(range(30)))
     other = Detector(get_feature("activations", sites="module:1"))

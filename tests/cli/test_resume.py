@@ -134,12 +134,12 @@ def test_interrupted_it_is_cancelled_and_goes_on(large, undisturbed, tmp_path):
 
 
 def test_interrupted_it_says_how_to_go_on(large, tmp_path, offkey, monkeypatch):
-    from offkey.detect import Job
+    from offkey.detect import DetectionRun
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Job, "run", interrupted)
+    monkeypatch.setattr(DetectionRun, "run", interrupted)
     ran = offkey(*_command(large, tmp_path / "run"))
 
     assert ran.status == 130

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from offkey.data import TensorPrompts
-from offkey.detect import Detector, fit_all, score_all
+from offkey.detect import Detector, Session
 from offkey.errors import NotEnoughData
 from offkey.models import Model
 from offkey.stats import auroc
@@ -63,8 +63,9 @@ def test_prompts():
 
 def test_fits_scores_and_comes_back_from_disk(model, trusted, test_prompts, tmp_path):
     detectors = [Detector("activations", name, sites=SITES) for name in NAMES]
-    fit_all(detectors, model, trusted)
-    for detector, scores in zip(detectors, score_all(detectors, model, test_prompts), strict=True):
+    session = Session(model)
+    session.fit(detectors, trusted)
+    for detector, scores in zip(detectors, session.score(detectors, test_prompts), strict=True):
         assert scores.sites == ("all sites",)
         assert np.isfinite(scores.score).all()
         detector.save(tmp_path / detector.name)

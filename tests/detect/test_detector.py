@@ -6,7 +6,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 
 from offkey.data import TensorPrompts, split_by_source
-from offkey.detect import Detector, Parts, fit_all, fit_rows, harvest, score_all
+from offkey.detect import Detector, Session, TrustedSplit, fit_rows
 from offkey.errors import BadValue, Damaged, Mismatch, NotEnoughData, UnknownName
 from offkey.scores.mahalanobis import Mahalanobis
 
@@ -91,22 +91,23 @@ class Flat(Mahalanobis):
 
 def test_a_detector_that_finds_all_alike_does_not_stop_the_others(model, trusted, tmp_path):
     detectors = [Detector("activations", score, sites=SITES) for score in (Flat(), "lof")]
-    rows = harvest(model, trusted, detectors, tmp_path, quiet=True)
-    parts = Parts.of(trusted, None, 0)
+    rows = Session(model, tmp_path).record_features(detectors, trusted, "trusted")
+    split = TrustedSplit.of(trusted, None, 0)
     with pytest.raises(NotEnoughData, match="same for every trusted prompt"):
-        fit_rows(detectors, rows, model, parts)
-    fit_rows(detectors, rows, model, parts, tolerant=True)
+        fit_rows(detectors, rows, model, split)
+    fit_rows(detectors, rows, model, split, tolerant=True)
 
     assert "same for every trusted prompt" in detectors[0].fitted.reason
     assert not detectors[1].fitted.reason
-    assert len(detectors[1].fitted.calibration) == len(parts.calibrate)
+    assert len(detectors[1].fitted.calibration) == len(split.calibrate)
 
 
 def test_many_in_one_pass_equal_each_alone(model, trusted, test_prompts):
     names = ["mahalanobis", "lof", "knn-cosine", "mahalanobis-diagonal"]
     together = [Detector("activations", name, sites=SITES) for name in names]
-    fit_all(together, model, trusted)
-    for detector, scores in zip(together, score_all(together, model, test_prompts), strict=True):
+    session = Session(model)
+    session.fit(together, trusted)
+    for detector, scores in zip(together, session.score(together, test_prompts), strict=True):
         alone = Detector("activations", detector.score_template.name, sites=SITES)
         np.testing.assert_array_equal(
             scores.score, alone.fit(model, trusted).score(model, test_prompts).score

@@ -3,6 +3,7 @@
 import json
 import types
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from offkey import detect, explain
 from offkey.data import Prompts
-from offkey.detect import Detector, Job, RunMetrics, read_metrics
+from offkey.detect import DetectionRun, Detector, RunMetrics, read_metrics
 from offkey.errors import BadInput, Damaged, Mismatch
 from offkey.explain import Explanations, read_explanations
 from offkey.stats import auroc
+from offkey.storage import Record, read_record
 
 from . import planted
 
@@ -28,9 +30,8 @@ RECORDS = sorted(
         value
         for room in (detect, explain)
         for value in (getattr(room, name) for name in room.__all__)
-        if isinstance(value, type) and issubclass(value, detect.Record)
-    }
-    - {detect.Record},
+        if isinstance(value, type) and issubclass(value, Record)
+    },
     key=lambda record: record.__name__,
 )
 
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
         Detector("activations", "mahalanobis", sites="module:first, module:route"),
         Detector("activations", "que", sites="module:first, module:route"),
     ]
-    job = Job(
+    run = DetectionRun(
         planted.model(),
         detectors,
         planted.prompts(200, seed=1),
@@ -50,13 +51,24 @@ def run(tmp_path_factory):
         pool=planted.prompts(50, seed=3, anomalous=0.5, name="q"),
         quiet=True,
     )
-    return folder, job.run(folder)
+    return folder, run.run(folder)
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 def test_every_field_must_be_given_or_is_known_to_be_optional(record):
     optional = {name for name, field in record.model_fields.items() if not field.is_required()}
     assert optional == OPTIONAL.get(record.__name__, set())
+
+
+METRICS = [RunMetrics, detect.DetectorMetrics, detect.ControlMetrics, detect.SiteMetrics,
+           detect.DriftCheck, detect.MetricInterval]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", METRICS, ids=lambda record: record.__name__)
+def test_the_documented_run_folder_names_every_field(record):
+    page = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
+    part = page.read_text().split("## metrics.json")[1].split("\n## ")[0]
+    assert [name for name in record.model_fields if f"`{name}`" not in part] == []
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
@@ -104,7 +116,7 @@ def missing_fields(record, value):
 
 def records_in(annotation):
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, detect.Record) else []
+        return [annotation] if issubclass(annotation, Record) else []
     return [found for part in typing.get_args(annotation) for found in records_in(part)]
 
 
@@ -118,14 +130,14 @@ def test_a_field_that_is_named_and_not_written_is_noticed(run):
     with pytest.raises(ValidationError):
         Later(**dict(metrics))
     with pytest.raises(Damaged, match="hour: field required"):
-        Later.read(folder / "metrics.json")
+        read_record(Later, folder / "metrics.json")
 
 
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
         (None, BadInput, "no metrics.json in this folder"),
-        ("{", Damaged, "not readable as JSON"),
+        ("{", Damaged, "truncated or edited"),
         ('{"alpha": NaN}', Damaged, "NaN is not a number"),
         ('{"alpha": 0.05}', Damaged, "mode: field required"),
     ],

@@ -154,12 +154,14 @@ def test_method_tables_hold_every_method():
 
 
 def test_columns_of_a_run_are_those_described(tmp_path):
-    from offkey.detect import Detector, Job
+    from offkey.detect import DetectionRun, Detector
     from tests.detect.planted import model, prompts
 
     detector = Detector("activations", "mahalanobis", sites="module:route")
-    job = Job(model(), [detector], prompts(200, seed=1), prompts(40, seed=2, name="q"), quiet=True)
-    job.run(tmp_path / "run")
+    run = DetectionRun(
+        model(), [detector], prompts(200, seed=1), prompts(40, seed=2, name="q"), quiet=True
+    )
+    run.run(tmp_path / "run")
     page = TEXTS["docs/reference/run-folder.md"]
     import pyarrow.parquet as pq
 

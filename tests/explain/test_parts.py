@@ -14,9 +14,9 @@ from offkey.data import Prompts
 from offkey.detect import Combine
 from offkey.errors import BadInput, BadValue
 from offkey.explain import Detail, flagged_words
-from offkey.explain._neighbours import nearest
-from offkey.explain._parts import head_shares
-from offkey.explain._swaps import swap_shares, variants
+from offkey.explain.explaining import nearest_rows
+from offkey.explain.instruments import head_shares
+from offkey.explain.swaps import swap_shares, variants
 from offkey.models import Site
 
 scores = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 7)),
@@ -63,7 +63,7 @@ def test_nearest_trusted_equals_a_search_by_hand():
     trusted["a"][:, 3] = 7.0  # a coordinate that does not vary measures nothing
     rows = {site: torch.randn(5, t.shape[1], generator=generator) for site, t in trusted.items()}
 
-    places, distances = nearest(rows, trusted, 3)
+    places, distances = nearest_rows(rows, trusted, 3)
 
     for n, expected in enumerate(slow_nearest(rows, trusted, 3)):
         assert places[n].tolist() == [m for _, m in expected]
@@ -73,7 +73,7 @@ def test_nearest_trusted_equals_a_search_by_hand():
 def test_a_trusted_prompt_lacking_a_row_is_nobodys_neighbour():
     trusted = {"a": torch.tensor([[0.0], [1.0], [5.0]]),
                "b": torch.tensor([[0.0], [torch.nan], [1.0]])}  # fmt: skip
-    places, _ = nearest({"a": torch.tensor([[1.0]]), "b": torch.tensor([[0.0]])}, trusted, 3)
+    places, _ = nearest_rows({"a": torch.tensor([[1.0]]), "b": torch.tensor([[0.0]])}, trusted, 3)
     assert sorted(places[0].tolist()) == [0, 2]
 
 

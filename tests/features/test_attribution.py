@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offkey.data import Prompts
-from offkey.detect import Detector, Job, fit_all, score_all
+from offkey.detect import DetectionRun, Detector, Session
 from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData, UnknownName
 from offkey.features import get_feature
 from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
@@ -208,11 +208,11 @@ def _lineup():
 
 def test_all_directions_and_activations_share_one_forward_and_one_backward(small, counted):
     detectors = _lineup()
-    fit_all(detectors, small, _prompts(60))
+    Session(small).fit(detectors, _prompts(60))
     # one forward pass to learn from, then one of each kind to record
     assert counted == {"forward": 2, "backward": 1}
 
-    told = score_all(detectors, small, _prompts(80, start=60))
+    told = Session(small).score(detectors, _prompts(80, start=60))
     assert counted == {"forward": 3, "backward": 2}
     assert all(len(scores) == 20 for scores in told)
 
@@ -222,8 +222,8 @@ def test_all_directions_and_activations_share_one_forward_and_one_backward(small
 
 def test_the_cost_is_told_and_the_detector_is_kept(small, tmp_path):
     detectors = _lineup()
-    job = Job(small, detectors, _prompts(60), _prompts(80, start=60), quiet=True)
-    metrics = job.run(tmp_path / "run")
+    run = DetectionRun(small, detectors, _prompts(60), _prompts(80, start=60), quiet=True)
+    metrics = run.run(tmp_path / "run")
     costs = [row.cost for row in metrics.detectors]
     assert costs == ["1 forward, 1 backward"] * 4 + ["1 forward"]
 
@@ -239,14 +239,14 @@ def test_prompts_without_choices_are_refused_before_the_model_runs(linear, count
     trusted = Prompts.concat([_prompts(7), _prompts(60, start=7, choices=False)])
     with pytest.raises(BadInput, match="prompt p7 has no 'choices'"):
         Detector("attribution", alpha=0.2).fit(linear, trusted)
-    job = Job(
+    run = DetectionRun(
         linear,
         [Detector("attribution", alpha=0.2)],
         _prompts(60),
         _prompts(80, start=60, choices=False),
     )
     with pytest.raises(BadInput, match="prompt p60 has no 'choices'"):
-        job.check()
+        run.check()
     feature = get_feature("attribution")
     with pytest.raises(BadInput, match="Give every prompt the column 'choices'"):
         next(readings(linear, trusted, feature.plan(linear)))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.detect import Detector, Job
+from offkey.detect import DetectionRun, Detector
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.models import Model, Site
@@ -159,9 +159,9 @@ def test_labels_that_cannot_teach_are_refused_before_the_model_runs(
     monkeypatch.setattr(type(model), "call", lambda *_, **__: pytest.fail("the model was run"))
     detector = Detector("probe-trajectory", alpha=0.2)
     with pytest.raises(error, match=words):
-        Job(model, [detector], trusted, test, quiet=True).check()
+        DetectionRun(model, [detector], trusted, test, quiet=True).check()
     with pytest.raises(error, match=words):
-        Job(model, [detector], trusted, test, quiet=True).run(tmp_path / "run")
+        DetectionRun(model, [detector], trusted, test, quiet=True).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(error, match=words):
         detector.fit(model, trusted)

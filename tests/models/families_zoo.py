@@ -1,5 +1,6 @@
 """Small random models of every family, and batches for them."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -75,7 +76,7 @@ def random_module(
     name: str, *, kernel: str = "eager", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """A random model whose norms, biases and scales are all away from their defaults."""
-    config = {**CONFIGS, **UNLISTED, **EXPERTS}[name]
+    config = copy.deepcopy({**CONFIGS, **UNLISTED, **EXPERTS}[name])
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(config, attn_implementation=kernel, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from offkey.passes import Plan, World, record
+from offkey.passes import Plan, RowRecorder, World
 from tests.passes.conftest import prompts_of
 
 pytestmark = pytest.mark.forks
@@ -25,8 +25,8 @@ def _peak(count: int, llama: Any, folder: Path, told: Any) -> None:
         return {"x": value[:, :1].float() + torch.arange(WIDTH)}
 
     plan = Plan(reads=llama.sites_at("resid_post.1"))
-    rows = record(llama, prompts, plan, wide, folder, config={}, shard_size=64,
-                  world=World(), quiet=True)  # fmt: skip
+    recorder = RowRecorder(llama, plan, wide, shard_size=64)
+    rows = recorder.to_folder(prompts, folder, {}, world=World(), quiet=True)
     total = sum(shard["x"].sum() for shard in rows.shards())
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     told.send((float(total), after - before))

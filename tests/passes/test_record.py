@@ -10,7 +10,7 @@ from torch import nn
 from offkey.data import TensorPrompts, pack
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite
 from offkey.models import Model
-from offkey.passes import Plan, World, readings, record
+from offkey.passes import Plan, RowRecorder, World, readings
 from tests.passes.conftest import prompts_of
 
 COUNT, SIZE = 50, 8
@@ -26,10 +26,11 @@ def every_site(reading):
 
 
 def recorded(model, folder, *, prompts=None, extract=every_site, **settings):
-    settings = {"shard_size": SIZE, "quiet": True, "world": World(), "config": {},
-                "token_budget": 2048, **settings}  # fmt: skip
-    prompts = prompts or prompts_of(COUNT)
-    return record(model, prompts, plan_of(model), extract, folder, **settings)
+    where = {"world": World(), "config": {}}
+    where |= {name: settings.pop(name) for name in list(settings) if name in where}
+    settings = {"shard_size": SIZE, "token_budget": 2048, **settings}
+    recorder = RowRecorder(model, plan_of(model), extract, **settings)
+    return recorder.to_folder(prompts or prompts_of(COUNT), folder, quiet=True, **where)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +88,11 @@ def test_a_stopped_pass_goes_on_to_the_same_bytes(llama, whole, tmp_path, stoppe
     kept = {path: path.stat().st_mtime_ns for path in done}
     again = recorded(llama, tmp_path / "stopped", **small)
 
-    assert again.folder.digest(SHARDS) == expected.folder.digest(SHARDS)
+    assert again.store.digest(SHARDS) == expected.store.digest(SHARDS)
     assert {path: path.stat().st_mtime_ns for path in done} == kept
     assert (stopped_at < 12) or done
     for number in range(SHARDS):
-        ours, theirs = again.folder.file(number), expected.folder.file(number)
+        ours, theirs = again.store.file(number), expected.store.file(number)
         assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -100,8 +101,8 @@ def test_several_workers_leave_the_bytes_of_one(llama, whole, tmp_path, size):
     for rank in reversed(range(size)):
         rows = recorded(llama, tmp_path, world=World(rank, size))
 
-    assert rows.folder.digest(SHARDS) == whole.folder.digest(SHARDS)
-    rows.folder.verify(SHARDS)
+    assert rows.store.digest(SHARDS) == whole.store.digest(SHARDS)
+    rows.store.verify(SHARDS)
 
 
 def test_the_first_worker_waits_for_the_others(llama, whole, tmp_path):
@@ -117,7 +118,7 @@ def test_the_first_worker_waits_for_the_others(llama, whole, tmp_path):
     thread.join(0.6)
     assert not ended
     for number in range(1, SHARDS, 2):
-        source = whole.folder.read(number)
+        source = whole.store.read(number)
         assert source.meta == {"token_budget": 2048}
     recorded(llama, tmp_path, world=World(1, 2))
     thread.join(10)
@@ -138,7 +139,7 @@ def test_a_folder_of_another_pass_is_refused(llama, whole, tmp_path):
 
 def test_a_truncated_shard_is_found_before_any_work(llama, tmp_path):
     rows = recorded(llama, tmp_path)
-    path = rows.folder.file(3)
+    path = rows.store.file(3)
     path.write_bytes(path.read_bytes()[:-7])
 
     def never(reading):
@@ -170,12 +171,12 @@ def array_prompts(count=40):
     return TensorPrompts({"x": x}, {"id": [f"a{i}" for i in range(count)]})
 
 
-def _narrow(most, folder, **settings):
+def _narrow(most, folder):
     module = Narrow(most)
     model = Model(module, name="narrow")
     plan = Plan(reads=(model.site("module:layer"),))
-    rows = record(model, array_prompts(), plan, every_site, folder, config={}, shard_size=20,
-                  token_budget=256, world=World(), quiet=True, **settings)  # fmt: skip
+    recorder = RowRecorder(model, plan, every_site, shard_size=20, token_budget=256)
+    rows = recorder.to_folder(array_prompts(), folder, {}, world=World(), quiet=True)
     return rows, module
 
 
@@ -183,8 +184,8 @@ def test_out_of_memory_halves_the_budget_and_says_so(tmp_path):
     rows, module = _narrow(5, tmp_path / "narrow")
     wide, _ = _narrow(100, tmp_path / "wide")
 
-    assert [rows.folder.read(n).meta["token_budget"] for n in range(2)] == [32, 32]
-    assert [wide.folder.read(n).meta["token_budget"] for n in range(2)] == [256, 256]
+    assert [rows.store.read(n).meta["token_budget"] for n in range(2)] == [32, 32]
+    assert [wide.store.read(n).meta["token_budget"] for n in range(2)] == [256, 256]
     assert max(module.seen) == 20
     assert torch.allclose(rows.column("module:layer"), wide.column("module:layer"), rtol=1e-5)
     x = array_prompts().arrays["x"]
@@ -208,7 +209,7 @@ def test_out_of_memory_of_a_language_model(llama, whole, tmp_path):
 
     rows = recorded(llama, tmp_path, extract=scarce)
 
-    assert {rows.folder.read(n).meta["token_budget"] for n in range(6)} <= {64, 128}
+    assert {rows.store.read(n).meta["token_budget"] for n in range(6)} <= {64, 128}
     a, b = rows.column("resid_post.1"), whole.column("resid_post.1")
     assert ((a - b).norm(dim=1) / b.norm(dim=1)).max() <= 1e-5
 
@@ -295,7 +296,7 @@ def test_prompts_that_lack_what_a_plan_needs_are_refused_before_anything(llama, 
     answers = {"choices": [["Yes", "No"]] * 4, "target": [0, 1, None, 0]}
     some = prompts_of(4).with_columns(**answers)
     with pytest.raises(BadInput, match="prompt p2 has no 'target'"):
-        record(llama, some, plan, every_site, tmp_path / "rows", config={}, quiet=True)
+        RowRecorder(llama, plan, every_site).to_folder(some, tmp_path / "rows", {}, quiet=True)
     with pytest.raises(BadInput, match="prompt p0 has no 'choices'"):
         next(readings(llama, prompts_of(4), plan))
     assert not (tmp_path / "rows").exists()

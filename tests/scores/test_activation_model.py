@@ -5,13 +5,9 @@ import pytest
 import torch
 
 from offkey.errors import Mismatch, NotEnoughData
-from offkey.estimate.activations import (
-    ActivationModel,
-    broken_relation,
-    distances,
-    shrinkage_of,
-    squared_residuals,
-)
+from offkey.estimate.activations import ActivationModel, broken_relation, distances
+from offkey.estimate.activations.model import squared_residuals
+from offkey.estimate.activations.tracked import shrinkage_of
 from offkey.scores import get_score, restore_score
 from tests.scores.rows import auroc, finished, gaussian_rows, same
 

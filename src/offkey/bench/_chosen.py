@@ -22,7 +22,7 @@ class Chosen(Rows):
         """The rows of these ids."""
         kept = tuple(id for part in parts for id in part.ids if id in ids)
 
-        return cls(parts[0].folder, kept, max(1, len(kept)), tuple(parts))
+        return cls(parts[0].store, kept, max(1, len(kept)), tuple(parts))
 
     def shards(self) -> Iterator[ShardRows]:
         """The shards of each set, without the rows that are not wanted."""

@@ -16,7 +16,7 @@ from offkey.bench._runner import Runner
 from offkey.bench._store import FAILURES, told
 from offkey.bench._summary import over_tasks
 from offkey.data import Prompts
-from offkey.detect import Detector, Parts, Scores, fit_rows
+from offkey.detect import Detector, Scores, TrustedSplit, fit_rows
 from offkey.passes import Rows
 from offkey.stats import auroc, named_rng
 
@@ -157,8 +157,8 @@ class _Bench:
         detector = self.entry.detector(self.runner.model)
         wanted = frozenset(mixed.ids)
         rows = Chosen.of([self._found(n, p, detector) for n, p in sets.items()], wanted)
-        parts = Parts.of(mixed.without("label", "agrees"), None, seed)
-        fit_rows([detector], [rows], self.runner.model, parts, seed=seed)
+        parts = TrustedSplit.of(mixed.without("label", "agrees"), None, seed)
+        fit_rows([detector], [rows], self.runner.model, parts)
 
         return detector
 

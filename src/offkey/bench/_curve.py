@@ -8,7 +8,7 @@ import numpy as np
 
 from offkey.bench._arena import Arena
 from offkey.bench._lineup import default_detector
-from offkey.detect import Detector, Parts, evaluate, fit_rows, harvest
+from offkey.detect import Detector, Session, TrustedSplit, evaluate, fit_rows
 from offkey.stats import named_rng
 
 __all__ = ["trusted_curve"]
@@ -42,16 +42,17 @@ def trusted_curve(
     """
     chosen = list(detectors or [default_detector(alpha=0.2)])
     model, trusted = arena.organism, arena.trusted.without("label", "agrees")
-    rows = harvest(model, trusted, chosen, out / "trusted", quiet=quiet)
+    session = Session(model, out, quiet=quiet)
+    rows = session.record_features(chosen, trusted, "trusted")
     test = arena.test.without("label", "agrees")
-    tested = harvest(model, test, chosen, out / "test", quiet=quiet)
+    tested = session.record_features(chosen, test, "test")
     rng = named_rng(seed, "trusted curve")
     told = []
     for count in (n for n in counts if n <= len(trusted)):
         values: dict[str, list[float]] = {detector.name: [] for detector in chosen}
         for draw in range(DRAWS if count < len(trusted) else 1):
             part = trusted.take(rng.permutation(len(trusted))[:count])
-            fit_rows(chosen, rows, model, Parts.of(part, None, seed + draw), seed=seed + draw)
+            fit_rows(chosen, rows, model, TrustedSplit.of(part, None, seed + draw))
             for detector, record in zip(chosen, tested, strict=True):
                 auroc = evaluate(detector.score_rows(record), arena.test).auroc
                 assert auroc is not None

@@ -9,7 +9,7 @@ import numpy as np
 from offkey.bench._arena import Arena
 from offkey.bench._lineup import default_detector
 from offkey.data import split_by_source
-from offkey.detect import Parts, fit_rows, harvest
+from offkey.detect import Session, TrustedSplit, fit_rows
 from offkey.stats import conformal_p_values, flag_count, named_rng
 
 __all__ = ["false_alarms"]
@@ -41,14 +41,15 @@ def false_alarms(
     detector = default_detector(alpha=alpha)
     model, trusted = arena.organism, arena.trusted.without("label", "agrees")
     fit, standardise, kept = split_by_source(trusted, (0.35, 0.15, 0.5), seed)
-    rows = harvest(model, trusted, [detector], out / "trusted", quiet=quiet)
-    parts = Parts(frozenset(fit.ids), frozenset(standardise.ids), frozenset(kept.ids))
-    fit_rows([detector], rows, model, parts, seed=seed)
+    session = Session(model, out, quiet=quiet)
+    rows = session.record_features([detector], trusted, "trusted")
+    parts = TrustedSplit(frozenset(fit.ids), frozenset(standardise.ids), frozenset(kept.ids), seed)
+    fit_rows([detector], rows, model, parts)
     scores = detector.score_rows(rows[0]).select(parts.calibrate).score
     shares, expected = _redrawn(scores, alpha, seed)
     normal = arena.test.select(label == 0 for label in arena.test["label"])
     blind = normal.without("label", "agrees")
-    tested = harvest(model, blind, [detector], out / "normal", quiet=quiet)
+    tested = session.record_features([detector], blind, "normal")
     share = float(detector.score_rows(tested[0]).flagged.mean())
     error = float(np.std(shares, ddof=1) / np.sqrt(ROUNDS))
     mean = float(np.mean(shares))

@@ -12,7 +12,7 @@ from offkey.bench._chosen import Chosen
 from offkey.bench._entry import Entry
 from offkey.bench._store import FAILURES, Found, Store, told
 from offkey.data import Prompts
-from offkey.detect import Detector, Parts, fit_rows
+from offkey.detect import Detector, TrustedSplit, fit_rows
 from offkey.models import Model
 from offkey.storage import sha256_json
 
@@ -47,9 +47,9 @@ class Runner:
         return Store(self.folder, self.model)
 
     @cached_property
-    def parts(self) -> Parts:
+    def parts(self) -> TrustedSplit:
         """Which trusted prompt serves for what."""
-        return Parts.of(self._blind(self.trusted), None, self.seed)
+        return TrustedSplit.of(self._blind(self.trusted), None, self.seed)
 
     def run(self, entries: Sequence[Entry]) -> dict[str, Cell]:
         """What each row says, by its name; one that fails says why, and the others go on."""
@@ -77,7 +77,7 @@ class Runner:
             try:
                 detector = entry.detector(self.model)
                 detector.feature.plan(self.model)
-                self.parts.check([detector])
+                self.parts.check_alpha([detector])
             except FAILURES as error:
                 yield entry, None, told(error)
             else:
@@ -120,7 +120,7 @@ class Runner:
                 took = time.perf_counter() - start
                 return Cell.of(detector, self.model, scores, scores.select(frozenset()),
                                _sum(before, test.seconds, took))  # fmt: skip
-            fit_rows([detector], [trusted.rows], self.model, self.parts, seed=self.seed,
+            fit_rows([detector], [trusted.rows], self.model, self.parts,
                      pool=None if pool is None else [pool.rows])  # fmt: skip
             scores = detector.score_rows(test.rows)
             took = time.perf_counter() - start

@@ -1,14 +1,13 @@
 """What features learned and recorded on one model, kept so that no row is made twice."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offkey.data import Prompts
-from offkey.detect import Detector, harvest, prepare, row_name
+from offkey.detect import Detector, Session, row_name
 from offkey.errors import OffkeyError
 from offkey.features import Feature
 from offkey.models import Model
@@ -94,8 +93,7 @@ class Store:
         """
         start = time.perf_counter()
         try:
-            with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
-                prepare(group, self.model, trusted, fit, Path(spare), quiet=self.quiet)
+            Session(self.model, quiet=self.quiet).learn(group, trusted, fit)
         except FAILURES as error:
             if len(group) == 1:
                 return {group[0].name: told(error)}
@@ -143,11 +141,13 @@ class Store:
     ) -> tuple[dict[str, Found], dict[str, str]]:
         """Records a group in one pass; where that fails, each one alone."""
         names = sorted({name for detector in group for name in self._names(detector)})
-        folder = home / _short(names, prompts.digest)
+        name = f"{home.name}/{_short(names, prompts.digest)}"
+        folder = self.folder / "rows" / name
         is_fresh = not folder.exists()
         start = time.perf_counter()
         try:
-            rows = harvest(self.model, prompts, group, folder, quiet=self.quiet)
+            session = Session(self.model, self.folder, quiet=self.quiet)
+            rows = session.record_features(group, prompts, name)
         except FAILURES as error:
             if len(group) == 1:
                 return {}, {group[0].name: told(error)}

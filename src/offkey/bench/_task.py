@@ -8,7 +8,7 @@ import numpy as np
 
 from offkey.bench._arena import Arena
 from offkey.bench._lineup import CONTROLS, controls
-from offkey.detect import Detector, Job
+from offkey.detect import DetectionRun, Detector
 from offkey.stats import Difference, excess, named_rng, paired_auroc_difference
 from offkey.storage import read_table, write_json
 
@@ -45,7 +45,7 @@ def compare(
     """
     told = {}
     for name, model in (("organism", arena.organism), ("clean", arena.clean)):
-        job = Job(
+        run = DetectionRun(
             model,
             [*detectors, *controls()],
             arena.trusted,
@@ -54,7 +54,7 @@ def compare(
             seed=seed,
             quiet=quiet,
         )
-        metrics = job.run(out / name)
+        metrics = run.run(out / name)
         assert metrics is not None
         told[name] = metrics.as_json()
     tables = {name: _scores(out / name) for name in told}

@@ -1,10 +1,10 @@
 """The ``offkey`` command: one thin file for each verb, which parses, makes one call and prints."""
 
 from offkey.cli import (
-    _detect,
-    _explain,
     _risk,
     bench,
+    detect,
+    explain,
     model,
     report,
     sensitivity,
@@ -17,8 +17,8 @@ __all__ = ["app", "main"]
 
 VERBS = [
     bench,
-    _detect,
-    _explain,
+    detect,
+    explain,
     model,
     report,
     _risk,

@@ -12,17 +12,31 @@ from offkey.errors import BadInput, BadValue, UnknownName
 
 if TYPE_CHECKING:
     from offkey.estimate import Estimate
-    from offkey.estimate.tail import Draws, Problem, TokenInputs
+    from offkey.estimate.risk import Draws, Problem, TokenInputs
     from offkey.models import Model
 
 __all__: list[str] = []
 
 METHODS = (
-    "naive", "itgis", "mhis", "qld", "qld-gaussian", "qld-pareto", "gld", "layer-gaussian",
-)  # fmt: skip
+    "naive",
+    "itgis",
+    "mhis",
+    "qld",
+    "qld-gaussian",
+    "qld-pareto",
+    "gld",
+    "layer-gaussian",
+)
 SAMPLED = ("itgis", "mhis")
-SHOWN = ("method", "estimate", "standard_error", "effective_samples", "resolution", "status",
-         "reason")  # fmt: skip
+SHOWN = (
+    "method",
+    "estimate",
+    "standard_error",
+    "effective_samples",
+    "resolution",
+    "status",
+    "reason",
+)
 
 
 @app.command()
@@ -64,14 +78,17 @@ def risk(
     --free free.json --target " cat" --out risk[/bold]
     """
     from offkey.cli.printing import print_rows
-    from offkey.estimate.tail import Draws, LanguageNetwork, Problem, Remembered
+    from offkey.estimate.risk import Draws, LanguageNetwork, Problem, Remembered
     from offkey.storage import make_folder, write_json
 
     o.check_folder(out)
     names = _methods(method)
     if samples < 1024 and "mhis" in names:
-        raise BadValue(f"{samples} samples are too few for mhis", where="--samples",
-                       mend="Give at least 1024, or other methods")  # fmt: skip
+        raise BadValue(
+            f"{samples} samples are too few for mhis",
+            where="--samples",
+            mend="Give at least 1024, or other methods",
+        )
     loaded = o.model_of(model, adapter, dtype, device)
     inputs = _inputs(loaded, free)
     wanted = _token(loaded, target, "--target")
@@ -86,18 +103,30 @@ def risk(
     rows = [
         _row(name, _estimate(name, problem, draws, (samples, temperature, seed))) for name in names
     ]
-    report = {"model": loaded.name, "fingerprint": loaded.fingerprint, "prompt": prompt,
-              "target": target, "target_token": wanted, "inputs": inputs.count,
-              "samples": samples, "temperature": temperature, "seed": seed,
-              "dtype": str(loaded.dtype).removeprefix("torch."), "rows": rows}  # fmt: skip
+    report = {
+        "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "prompt": prompt,
+        "target": target,
+        "target_token": wanted,
+        "inputs": inputs.count,
+        "samples": samples,
+        "temperature": temperature,
+        "seed": seed,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "rows": rows,
+    }
     path = make_folder(out) / "risk.json"
     write_json(path, report)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **report}))
         return
-    print_rows([{name: row[name] for name in SHOWN} for row in rows],
-               title=f"probability that {target!r} comes next, over {inputs.count} inputs",
-               by="estimate", hidden=())  # fmt: skip
+    print_rows(
+        [{name: row[name] for name in SHOWN} for row in rows],
+        title=f"probability that {target!r} comes next, over {inputs.count} inputs",
+        by="estimate",
+        hidden=(),
+    )
     typer.echo(f"\nwritten: {path}")
 
 
@@ -112,7 +141,7 @@ def _methods(given: list[str] | None) -> list[str]:
 def _estimate(
     name: str, problem: "Problem", draws: "Draws | None", settings: tuple[int, float, int]
 ) -> "Estimate":
-    from offkey.estimate.tail import ITGIS, MHIS, argmax_probability, gld, monte_carlo, qld
+    from offkey.estimate.risk import ITGIS, MHIS, argmax_probability, gld, monte_carlo, qld
 
     samples, temperature, seed = settings
     if name == "itgis":
@@ -139,26 +168,36 @@ def _estimate(
 
 
 def _row(name: str, found: "Estimate") -> dict[str, Any]:
-    return {"method": name, "estimate": found.value, "standard_error": found.error,
-            "effective_samples": found.effective_samples, "resolution": found.resolution,
-            "status": found.status, "reason": found.reason}  # fmt: skip
+    return {
+        "method": name,
+        "estimate": found.value,
+        "standard_error": found.error,
+        "effective_samples": found.effective_samples,
+        "resolution": found.resolution,
+        "status": found.status,
+        "reason": found.reason,
+    }
 
 
 def _inputs(model: "Model", path: Path) -> "TokenInputs":
-    from offkey.estimate.tail import TokenInputs
+    from offkey.estimate.risk import TokenInputs
 
     try:
         told = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot be read ({error})", where=str(path),
-                       mend="Give a JSON list of objects") from None  # fmt: skip
+        raise BadInput(
+            f"cannot be read ({error})", where=str(path), mend="Give a JSON list of objects"
+        ) from None
     fits = isinstance(told, list) and all(
         isinstance(row, dict) and all(isinstance(p, int | float) for p in row.values())
         for row in told
     )
     if not fits:
-        raise BadInput("is not a list of objects from token to probability", where=str(path),
-                       mend='Write for example [{" yes": 0.9, " no": 0.1}]')  # fmt: skip
+        raise BadInput(
+            "is not a list of objects from token to probability",
+            where=str(path),
+            mend='Write for example [{" yes": 0.9, " no": 0.1}]',
+        )
     rows = []
     for place, row in enumerate(told):
         where = f"{path}, position {place}"
@@ -183,7 +222,10 @@ def _token(model: "Model", text: str, where: str) -> int:
     found = model.tokenizer.encode(text, add_special_tokens=False)
     if len(found) != 1:
         parts = ", ".join(repr(model.tokenizer.decode([token])) for token in found) or "nothing"
-        raise BadInput(f"{text!r} is not one token of the vocabulary but {parts}", where=where,
-                       mend="Give one token's text, with its leading space")  # fmt: skip
+        raise BadInput(
+            f"{text!r} is not one token of the vocabulary but {parts}",
+            where=where,
+            mend="Give one token's text, with its leading space",
+        )
 
     return int(found[0])

@@ -3,19 +3,15 @@
 A :class:`Detector` says how unusual a prompt is handled inside a model, given trusted prompts.
 Trusted prompts are split by source: 60 % fit the score, 20 % bring sites to one scale, 20 %
 calibrate p-values. Labels cannot be reached from fitting. Every figure carries its mode.
+
+A :class:`Session` is the engine behind it: it lets features learn, records rows, fits and scores
+many detectors at once, in memory or in a folder. :class:`DetectionRun` is the run of
+``offkey detect``, whose folder :func:`read_metrics` reads.
 """
 
-from offkey.detect._combine import Combine
-from offkey.detect._detector import Detector
-from offkey.detect._fit import Parts, fit_rows
-from offkey.detect._fitted import Fitted, row_name
-from offkey.detect._job import Job
-from offkey.detect._many import fit_all, harvest, score_all
-from offkey.detect._prepare import prepare
-from offkey.detect._scores import Scores
-from offkey.detect._tables import text_of
-from offkey.detect._tokens import score_tokens
+from offkey.detect.detector import Detector
 from offkey.detect.evaluation import drift_checks, evaluate, site_aurocs
+from offkey.detect.fitting import TrustedSplit, fit_rows
 from offkey.detect.records import (
     METRICS_FILE,
     ControlMetrics,
@@ -24,38 +20,39 @@ from offkey.detect.records import (
     Evaluation,
     MetricInterval,
     Mode,
-    Record,
     RunMetrics,
     SiteMetrics,
     read_metrics,
 )
+from offkey.detect.run import DetectionRun
+from offkey.detect.scores import Scores, text_of
+from offkey.detect.scoring import Combine, Fitted, RowScorer, row_name
+from offkey.detect.session import Session
+from offkey.detect.tokens import score_tokens
 
 __all__ = [
     "METRICS_FILE",
     "Combine",
     "ControlMetrics",
+    "DetectionRun",
     "Detector",
     "DetectorMetrics",
     "DriftCheck",
     "Evaluation",
     "Fitted",
-    "Job",
     "MetricInterval",
     "Mode",
-    "Parts",
-    "Record",
+    "RowScorer",
     "RunMetrics",
     "Scores",
+    "Session",
     "SiteMetrics",
+    "TrustedSplit",
     "drift_checks",
     "evaluate",
-    "fit_all",
     "fit_rows",
-    "harvest",
-    "prepare",
     "read_metrics",
     "row_name",
-    "score_all",
     "score_tokens",
     "site_aurocs",
     "text_of",

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from offkey.data import Prompts, TensorPrompts
-from offkey.detect._scores import Scores
 from offkey.detect.records import DriftCheck, Evaluation, MetricInterval, SiteMetrics
+from offkey.detect.scores import Scores
 from offkey.stats import (
     auroc,
     average_precision,

@@ -5,16 +5,15 @@ nothing can be named here and never be written; the few fields with a default ar
 file where they were not given.
 """
 
-import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from offkey.errors import BadInput, Damaged
 from offkey.stats import Difference, Interval
+from offkey.storage import Record, read_record
 
 __all__ = [
     "METRICS_FILE",
@@ -24,71 +23,15 @@ __all__ = [
     "Evaluation",
     "MetricInterval",
     "Mode",
-    "Record",
     "RunMetrics",
     "SiteMetrics",
     "read_metrics",
 ]
 
 METRICS_FILE = "metrics.json"
-_MEND = "Run the command that made the folder again"
+_AGAIN = "Run the command that made the folder again"
 
 Mode = Literal["online", "offline", "transductive", "ceiling"]
-
-
-class Record(BaseModel):
-    """A frozen object of a JSON file.
-
-    Fields that a later version adds are ignored on reading; NaN and infinity are never right.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    @classmethod
-    def of(cls, value: Any, *, where: str) -> Self:
-        """A record from JSON values.
-
-        Args:
-            value: JSON values.
-            where: what held them, for messages.
-
-        Raises:
-            Damaged: a field is missing or of another type; names the first such field.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise Damaged(f"{place}: {first['msg'].lower()}", where=where, mend=_MEND) from error
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """A record from a JSON file of a run folder.
-
-        Raises:
-            BadInput: there is no such file.
-            Damaged: it is not JSON, or a field is missing or of another type.
-        """
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"no {path.name} in this folder",
-                where=str(path.parent),
-                mend="Name a folder that offkey detect or offkey bench has written",
-            ) from error
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise Damaged(
-                f"not readable as JSON ({reason})", where=str(path), mend=_MEND
-            ) from error
-
-        return cls.of(value, where=str(path))
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as JSON values, without fields that were not given."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class MetricInterval(Record):
@@ -174,8 +117,8 @@ class DetectorMetrics(Evaluation):
     reasons: Mapping[str, str]
     flagged: int | None
     expected: float | None
-    expected_low: float | None
-    expected_high: float | None
+    expected_low: int | None
+    expected_high: int | None
     clean: MetricInterval | None = None
     excess: MetricInterval | None = None
     flagged_normal: float | None = None
@@ -251,6 +194,10 @@ class RunMetrics(Record):
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
+    def as_json(self) -> dict[str, Any]:
+        """The metrics as JSON values, without the fields that were not given."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     @property
     def best_control(self) -> ControlMetrics | None:
         """The control with the highest AUROC; null where none has one."""
@@ -266,8 +213,4 @@ def read_metrics(folder: str | PathLike[str]) -> RunMetrics:
         BadInput: the folder has no ``metrics.json``.
         Damaged: the file was truncated or edited.
     """
-    return RunMetrics.read(Path(folder) / METRICS_FILE)
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
+    return read_record(RunMetrics, Path(folder) / METRICS_FILE, mend=_AGAIN)

@@ -16,7 +16,7 @@ __all__ = ["Annealed", "DictionaryRecipe"]
 
 @dataclass(frozen=True)
 class Annealed(TrainingSettings):
-    """Settings whose rate falls linearly to 0 over the last part of the steps.
+    """TrainingSettings whose rate falls linearly to 0 over the last part of the steps.
 
     Attributes:
         cooldown: that part.

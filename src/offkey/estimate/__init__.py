@@ -7,14 +7,14 @@ independent. An :class:`Estimate` is a best guess that another argument may chan
 - :mod:`~offkey.estimate.arithmetic`: circuits of sums and products, and searches for arguments;
 - :mod:`~offkey.estimate.gaussian`: means and covariances through the layers of a network;
 - :mod:`~offkey.estimate.activations`: a Gaussian a layer, with a mask over its covariance;
-- :mod:`~offkey.estimate.tail`: probabilities that no test ever showed;
+- :mod:`~offkey.estimate.risk`: probabilities that no test ever showed;
 - :mod:`~offkey.estimate.bilinear`: layers whose interactions can be read off their weights;
 - :mod:`~offkey.estimate.sparse`: independent features instead of neurons;
 - :mod:`~offkey.estimate.affine`: bounds that keep exact linear dependence;
 - :mod:`~offkey.estimate.whest`: means of wide random networks, for the public benchmark.
 """
 
-from offkey.estimate._quantities import (
+from offkey.estimate.quantities import (
     Argument,
     Bound,
     Estimate,

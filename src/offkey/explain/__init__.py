@@ -6,8 +6,7 @@ score sum to it. Heads, latents and read-outs say what else was unusual inside t
 prompt, against trusted prompts; they point at causes and do not prove them.
 """
 
-from offkey.explain._explain import explain
-from offkey.explain._run import explain_run
+from offkey.explain.explaining import explain
 from offkey.explain.explanation import (
     EXPLANATIONS_FILE,
     Detail,
@@ -23,6 +22,7 @@ from offkey.explain.explanation import (
     Token,
     read_explanations,
 )
+from offkey.explain.run import explain_run
 from offkey.explain.words import flagged_words
 
 __all__ = [

@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
-from offkey.detect import Record
 from offkey.errors import Mismatch, check, check_at_least
+from offkey.storage import Record, read_record
 
 __all__ = [
     "EXPLANATIONS_FILE",
@@ -34,13 +34,13 @@ class Detail:
     """How much an explanation says, and at what cost.
 
     Attributes:
-        top: most heads, latents, swaps and tokens told.
+        top: most heads, latents, swaps and tokens listed.
         layers: sites of the largest shares that are read out, beside the last one.
-        nearest: trusted prompts shown beside it.
+        nearest: how many of the nearest trusted prompts are shown.
         background: most trusted prompts that are read: one forward pass each for the detector's
             feature, and one forward and backward pass each for heads.
-        rare: a latent is told where at most this share of the trusted prompts has it active.
-        dictionary: of the latents: ``bundled:SITE`` or a folder; left out, the bundled one
+        rare: a latent is listed where at most this share of the trusted prompts has it active.
+        dictionary: of the latents, ``bundled:SITE`` or a folder; if left out, the bundled one
             where the model is the one it was trained on.
         swaps: whether the prompt is scored again with words of its nearest trusted prompts.
         redact: leave out the texts of prompts, and swaps, which quote them.
@@ -255,7 +255,7 @@ def read_explanations(folder: str | PathLike[str]) -> Explanations | None:
     path = Path(folder) / EXPLANATIONS_FILE
     if not path.exists():
         return None
-    explanations = Explanations.read(path)
+    explanations = read_record(Explanations, path, mend="Delete it and explain again")
     if explanations.format > FORMAT:
         raise Mismatch(
             f"format {explanations.format} is later than this version's {FORMAT}",

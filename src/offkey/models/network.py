@@ -234,12 +234,11 @@ class Network:
         with hook_modules(layer):
             yield
 
-    def attach(self, site: Site, hook: Hook) -> ExitStack:
-        """Opens :meth:`hooked` at one site; the result's ``close`` ends it."""
-        stack = ExitStack()
-        stack.enter_context(self.hooked({site: hook}))
-        stack.remove = stack.close  # type: ignore[attr-defined]
-        return stack
+    def attach(self, site: Site, hook: Hook) -> "_Attached":
+        """Opens :meth:`hooked` at one site, until the result is removed."""
+        attached = _Attached()
+        attached.enter_context(self.hooked({site: hook}))
+        return attached
 
     def resumed_at(self, block: int, residual: Tensor) -> dict[nn.Module, Any]:
         """What the blocks before one return instead of being run.
@@ -335,6 +334,11 @@ class Network:
             if path in modules:
                 return modules[path]
         raise KeyError(path)
+
+
+class _Attached(ExitStack):
+    def remove(self) -> None:
+        self.close()
 
 
 class _FirstBlock(Exception):

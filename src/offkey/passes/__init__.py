@@ -1,15 +1,25 @@
 """The one pass over prompts: plan, shards, resume, out-of-memory, progress, many workers.
 
-A plan says what must be read; :func:`record` runs the model over prompts once and leaves the rows
-that features made of each reading in shards on disk. The same prompts, model and packing give the
-same bytes, on one process or on many, also after a kill.
+A plan says what must be read; a :class:`RowRecorder` runs the model over prompts once and keeps
+the rows that features make of each reading, in memory or in shards on disk. The same prompts,
+model and packing give the same rows, in one process or in many, also after a kill.
+
+An :class:`ActivationStream` gives what a model computes at sites while it reads texts, block by
+block.
 """
 
-from offkey.passes._plan import Plan
-from offkey.passes._progress import progress
-from offkey.passes._rows import Rows, ShardRows
-from offkey.passes._run import SHARD_SIZE, Extract, budget_for, readings, record
-from offkey.passes._world import World
+from offkey.passes.plan import Plan
+from offkey.passes.recording import (
+    SHARD_SIZE,
+    Extract,
+    RowRecorder,
+    Rows,
+    ShardRows,
+    World,
+    budget_for,
+    progress,
+    readings,
+)
 from offkey.passes.stream import (
     ActivationStream,
     Blocks,
@@ -25,6 +35,7 @@ __all__ = [
     "Blocks",
     "Extract",
     "Plan",
+    "RowRecorder",
     "Rows",
     "ShardRows",
     "ShuffleBuffer",
@@ -35,5 +46,4 @@ __all__ = [
     "budget_for",
     "progress",
     "readings",
-    "record",
 ]

@@ -16,8 +16,7 @@ from torch import Tensor
 from offkey.data import Batch, Encoded, Prompts, Role, encode
 from offkey.errors import BadValue, NotEnoughData, check, check_choice
 from offkey.models import Model, Site
-from offkey.passes._progress import progress
-from offkey.passes._run import budget_for
+from offkey.passes.recording import budget_for, progress
 from offkey.stats import named_rng
 from offkey.storage import ShardFolder
 

@@ -24,13 +24,17 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return self.model_dump(mode="json")
+
     def write(self, path: str | PathLike[str]) -> None:
         """Writes the record as JSON, whole or not at all; :func:`read_record` reads it back.
 
         Raises:
             Unwritable: the file cannot be written.
         """
-        write_json(path, self.model_dump(mode="json"))
+        write_json(path, self.as_json())
 
 
 def read_record(

@@ -255,7 +255,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         self.record = self.record.begun()
-        write_json(self.path / _INDEX, self.record.as_json())
+        self.record.write(self.path / _INDEX)
 
         return self
 
@@ -267,7 +267,7 @@ class RunFolder:
     ) -> None:
         self.record = self.record.ended(error)
         try:
-            write_json(self.path / _INDEX, self.record.as_json())
+            self.record.write(self.path / _INDEX)
         except Unwritable as unwritable:
             if error is None:
                 raise

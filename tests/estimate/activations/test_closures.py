@@ -32,8 +32,12 @@ def by_optimiser(s, mask):
         sign, value = torch.linalg.slogdet(filled(x))
         return -float(value) if float(sign) > 0 else 1e3
 
-    best = minimize(loss, [float(s[i, j]) for i, j in free], method="Nelder-Mead",
-                    options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 20000})  # fmt: skip
+    best = minimize(
+        loss,
+        [float(s[i, j]) for i, j in free],
+        method="Nelder-Mead",
+        options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 20000},
+    )
     return filled(best.x)
 
 

@@ -13,16 +13,20 @@ from offkey.estimate.activations import (
     ActivationModel,
     break_even,
     broken_relation,
-    conformal_threshold,
     distances,
     divergence_bits,
-    fraction_explained,
     mask_of,
-    pair_gain,
+    surprise_of_activations,
+)
+from offkey.estimate.activations.model import (
+    conformal_threshold,
     pair_residuals,
     pairs_of,
     squared_residuals,
-    surprise_of_activations,
+)
+from offkey.estimate.activations.surprise import (
+    fraction_explained,
+    pair_gain,
     surprise_of_events_under,
     surprise_of_losses,
 )
@@ -93,8 +97,10 @@ def test_break_even_counts():
     assert break_even(-0.6, 35) == 37
     for rho, width in ((0.05, 10), (0.9, 3), (0.99, 2), (0.4, 576)):
         n, pairs = break_even(rho, width), width * (width - 1) / 2
-        pays = [-k / 2 * math.log2(1 - rho**2) > math.log2(pairs) + math.log2(k) / 2
-                for k in range(1, n + 1)]  # fmt: skip
+        pays = [
+            -k / 2 * math.log2(1 - rho**2) > math.log2(pairs) + math.log2(k) / 2
+            for k in range(1, n + 1)
+        ]
         assert pays == [False] * (n - 1) + [True]
     with pytest.raises(BadValue, match="correlation 0"):
         break_even(0.0, 5)
@@ -112,8 +118,9 @@ def test_surprise_of_events_and_losses():
 
     seen = int(((x["h"][:, 0] > 0) & (x["h"][:, 1] > 0)).sum())
     told = surprise_of_events_under(model, both_high, seen, 2000 - seen)
-    assert told.empty_outcome == pytest.approx(-seen * math.log2(0.25)
-                                               - (2000 - seen) * math.log2(0.75))  # fmt: skip
+    assert told.empty_outcome == pytest.approx(
+        -seen * math.log2(0.25) - (2000 - seen) * math.log2(0.75)
+    )
     assert told.explained > 20
 
     losses = x["h"][:, 0] + x["h"][:, 1]
@@ -125,9 +132,9 @@ def test_surprise_of_events_and_losses():
 
     told = surprise_of_losses(model, total, losses)
     predicted = total(model)
-    bits = -torch.distributions.Normal(
-        predicted.mean, predicted.variance.sqrt()
-    ).log_prob(losses).sum() / math.log(2)  # fmt: skip
+    bits = -torch.distributions.Normal(predicted.mean, predicted.variance.sqrt()).log_prob(
+        losses
+    ).sum() / math.log(2)
     assert told.outcome == pytest.approx(float(bits), rel=1e-10)
     assert told.explained > 100
     with pytest.raises(BadValue, match="not one number"):
@@ -199,8 +206,10 @@ def test_a_model_and_an_argument_must_belong_together():
     with pytest.raises(BadInput, match="outside the 8 dimensions"):
         ActivationModel.empirical(x, {"h": {(0, 8)}})
     with pytest.raises(BadInput, match="not positive semi-definite"):
-        ActivationModel({"h": Normal(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))},
-                        TrackedPairs("", {}, {"h": 1}))  # fmt: skip
+        ActivationModel(
+            {"h": Normal(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))},
+            TrackedPairs("", {}, {"h": 1}),
+        )
     with pytest.raises(Mismatch, match="rows of layers g"):
         surprise_of_activations(model, {"g": x["h"]})
     with pytest.raises(Mismatch, match="layer h: rows of width 3"):

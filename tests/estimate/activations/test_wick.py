@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from offkey.errors import BadValue, Mismatch, UnmappedModel
-from offkey.estimate.activations import Wick, close, mask_of, wick_elementwise
-from offkey.estimate.gaussian import GELU, RELU, SQUARE, TANH, Normal
+from offkey.estimate.activations import Wick, close, mask_of
+from offkey.estimate.activations.wick import wick_elementwise
+from offkey.estimate.gaussian import GELU, RELU, Normal
+from offkey.estimate.gaussian.functions import SQUARE, TANH
 from tests.estimate.activations.planted import random_covariance
 
 WIDTH = 5

@@ -14,11 +14,11 @@ from offkey.estimate.arithmetic import (
     block,
     cumulant_terms,
     exact_mean,
-    gaussian_moment,
     hafnian,
     leaf,
     propagate,
 )
+from offkey.estimate.arithmetic.cumulants import gaussian_moment
 
 
 def matchings(indices):

@@ -7,7 +7,8 @@ import pytest
 
 from offkey.errors import BadInput, BadValue, Mismatch, UnknownName
 from offkey.estimate import TrackedPairs
-from offkey.estimate.arithmetic import Circuit, bernoulli, block, leaf, linear
+from offkey.estimate.arithmetic import Circuit, bernoulli, block, leaf
+from offkey.estimate.arithmetic.nodes import linear
 
 
 def test_a_sum_of_sums_is_one_node_until_it_is_named():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from offkey.errors import BadInput, BadValue, Mismatch
-from offkey.estimate.arithmetic import PathPartition, Scrubbing, bell, path_partitions
+from offkey.estimate.arithmetic import Scrubbing, bell
+from offkey.estimate.arithmetic.scrubbing import PathPartition, path_partitions
 
 INPUTS = list(itertools.product((0, 1), repeat=3))
 
@@ -160,8 +161,13 @@ def test_bad_input_is_refused(toy):
         (lambda: Scrubbing(rough, [0.0], 1, weights=[0.5]), BadInput, "sum to 1"),
         (lambda: Scrubbing(rough, range(100), 4), BadValue, "a table of more"),
         (lambda: Scrubbing(rough, [0.0], 3, average="x"), BadValue, "unknown average"),
-        (lambda: Scrubbing(lambda s, x: 0.5, [0], 1).recovered(
-            Scrubbing(lambda s, x: 0.5, [0], 1).argument()), BadInput, "loses nothing"),
-    ):  # fmt: skip
+        (
+            lambda: Scrubbing(lambda s, x: 0.5, [0], 1).recovered(
+                Scrubbing(lambda s, x: 0.5, [0], 1).argument()
+            ),
+            BadInput,
+            "loses nothing",
+        ),
+    ):
         with pytest.raises(error, match=told):
             refused()

@@ -12,13 +12,10 @@ from offkey.estimate import surprise_of_events
 from offkey.estimate.arithmetic import (
     Circuit,
     Events,
-    Masked,
     Values,
     account,
-    adjoints,
     bernoulli,
     both,
-    closure,
     differ,
     either,
     exhaustive,
@@ -29,6 +26,8 @@ from offkey.estimate.arithmetic import (
     propagate,
     relaxed,
 )
+from offkey.estimate.arithmetic.propagation import Masked, closure
+from offkey.estimate.arithmetic.search import adjoints
 
 FIRST = [("u", "w"), ("w", "nu")]
 SECOND = [*FIRST, ("v", "w"), ("w", "nv"), ("o", "nv")]

@@ -11,8 +11,8 @@ from offkey.estimate.bilinear import (
     in_basis,
     in_latents,
     interactions,
-    latent_reader,
 )
+from offkey.estimate.bilinear.interactions import latent_reader
 from offkey.estimate.gaussian import Normal, propagate
 from offkey.estimate.sparse import SparseDictionary
 from offkey.training import TrainingSettings, train_module

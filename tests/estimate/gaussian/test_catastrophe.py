@@ -11,13 +11,13 @@ from offkey.estimate.gaussian import (
     ArgMax,
     Fires,
     Normal,
-    Settings,
+    PropagationSettings,
     Threshold,
     bivariate_normal_cdf,
     finite_data,
-    orthant,
     probability,
 )
+from offkey.estimate.gaussian.catastrophe import orthant
 from tests.estimate.gaussian.planted import random_normal
 
 LEVEL = 0.1
@@ -67,8 +67,7 @@ def test_nothing_seen_is_below_resolution_and_not_zero():
     assert 0 < float(probability(model, event, Normal.standard(2))) < 1e-90
     far = probability(model, Threshold(torch.ones(2), 90.0), Normal.standard(2))
     assert far.status == "below_resolution"
-    drawn = finite_data(model, event, lambda n, g: torch.full((n, 2), 20.0), 10,
-                        torch.Generator())  # fmt: skip
+    drawn = finite_data(model, event, lambda n, g: torch.full((n, 2), 20.0), 10, torch.Generator())
     assert float(drawn) == 1.0
 
 
@@ -97,8 +96,9 @@ def test_argmax_equals_finite_data_and_adds_up_to_one():
     found = [probability(model, ArgMax(t), normal) for t in range(6)]
     assert sum(map(float, found)) == pytest.approx(1, abs=1e-3)
     for target, guess in enumerate(found):
-        seen = finite_data(model, ArgMax(target), normal, 100_000,
-                           torch.Generator().manual_seed(target))  # fmt: skip
+        seen = finite_data(
+            model, ArgMax(target), normal, 100_000, torch.Generator().manual_seed(target)
+        )
         assert abs(float(guess) - float(seen)) < 5 * seen.error + 5 * guess.error + 1e-6
     assert float(probability(model, ArgMax(0), Normal.standard(1))) == 1.0
     # two outputs: one number
@@ -116,4 +116,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(BadValue, match="0 draws"):
         finite_data(nn.Identity(), ArgMax(0), Normal.standard(3), 0, torch.Generator())
     still = Normal(torch.ones(2), torch.zeros(2))
-    assert float(probability(nn.Identity(), Threshold(torch.ones(2)), still, Settings())) == 1.0
+    assert (
+        float(probability(nn.Identity(), Threshold(torch.ones(2)), still, PropagationSettings()))
+        == 1.0
+    )

@@ -7,20 +7,15 @@ import torch
 from torch import nn
 
 from offkey.errors import BadValue, UnknownName
-from offkey.estimate.gaussian import (
-    ERF,
-    GELU,
+from offkey.estimate.gaussian import ERF, GELU, PROBIT, RELU, by_name, for_module
+from offkey.estimate.gaussian.functions import (
     GELU_TANH,
     IDENTITY,
-    PROBIT,
-    RELU,
     SIGMOID,
     SILU,
     SQUARE,
     TANH,
     LeakyReLU,
-    by_name,
-    for_module,
 )
 from tests.estimate.gaussian.planted import expected, expected_product
 
@@ -175,8 +170,16 @@ def test_modules_and_names():
     assert for_module(nn.LeakyReLU(0.3)) == LeakyReLU(0.3)
     assert for_module(nn.Softplus()) is None
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)
-    for module in (nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.Tanh(),
-                   nn.Sigmoid(), nn.Identity(), nn.LeakyReLU(0.3)):  # fmt: skip
+    for module in (
+        nn.ReLU(),
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.SiLU(),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        nn.Identity(),
+        nn.LeakyReLU(0.3),
+    ):
         torch.testing.assert_close(for_module(module)(x), module(x), atol=1e-12, rtol=1e-12)
     assert by_name("gelu") is GELU
     with pytest.raises(UnknownName, match="rellu"):

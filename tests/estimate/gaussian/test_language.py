@@ -7,7 +7,7 @@ from torch import nn
 from offkey.errors import BadInput, BadValue, NotEnoughData, UnmappedModel
 from offkey.estimate.gaussian import (
     Normal,
-    Settings,
+    PropagationSettings,
     logits_at,
     residual_stream,
     through_blocks,
@@ -38,7 +38,7 @@ def test_first_block_against_drawing_through_it(family):
     model = random_model(family)
     contexts = batch(64)
     normal = random_normal(model.width, mean=0.5)
-    states = through_blocks(model, normal, batch(), [0], Settings(draws=4096))
+    states = through_blocks(model, normal, batch(), [0], PropagationSettings(draws=4096))
     assert list(states) == ["resid_mid.0", "resid_post.0"]
     draws = 4096
     for site, limit in (("resid_mid.0", 0.03), ("resid_post.0", 0.12)):
@@ -56,7 +56,7 @@ def test_known_part_keeps_its_covariance():
     with torch.no_grad():
         model.wiring.blocks[1].o_proj.weight.zero_()
     normal = random_normal(model.width)
-    states = through_blocks(model, normal, batch(), [1], Settings(draws=128))
+    states = through_blocks(model, normal, batch(), [1], PropagationSettings(draws=128))
     torch.testing.assert_close(states["resid_mid.1"].full, normal.full, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(states["resid_mid.1"].mean, normal.mean, atol=1e-5, rtol=1e-5)
 
@@ -64,13 +64,13 @@ def test_known_part_keeps_its_covariance():
 def test_blocks_chain_and_parallel_blocks_are_sampled_whole():
     model = random_model("gpt_neox")
     normal = residual_stream(model, batch())
-    slim = Settings(covariance="diagonal", draws=64)
+    slim = PropagationSettings(covariance="diagonal", draws=64)
     states = through_blocks(model, normal.diagonal(), batch(), [0, 1], slim)
     assert all(state.is_diagonal for state in states.values())
     assert list(states)[-1] == "resid_post.1"
     model = random_model("llama")
     normal = random_normal(model.width)
-    mixed = Settings(sampled={"resid_post.0"}, draws=512)
+    mixed = PropagationSettings(sampled={"resid_post.0"}, draws=512)
     states = through_blocks(model, normal, batch(), [0, 1], mixed)
     assert list(states) == ["resid_mid.0", "resid_post.0", "resid_mid.1", "resid_post.1"]
 
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(BadValue, match="consecutive"):
         through_blocks(model, normal, contexts, [0, 2])
     with pytest.raises(NotEnoughData, match="draws"):
-        through_blocks(model, normal, contexts, [0], Settings(draws=8))
+        through_blocks(model, normal, contexts, [0], PropagationSettings(draws=8))
     with pytest.raises(UnmappedModel, match="named sites"):
         through_blocks(Model(nn.Linear(2, 2), name="plain"), Normal.standard(2), contexts, [0])
     with pytest.raises(UnmappedModel, match="logits"):

@@ -10,28 +10,26 @@ from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData
 from offkey.estimate.gaussian import (
     ERF,
     GELU,
-    IDENTITY,
     RELU,
-    SILU,
-    SQUARE,
-    TANH,
     Normal,
-    bilinear,
-    chained,
     divergence,
-    elementwise,
     fit,
-    gated,
-    impossible_pairs,
     layer_norm,
     linear,
+    rms_norm,
+    through,
+)
+from offkey.estimate.gaussian.elementwise import impossible_pairs
+from offkey.estimate.gaussian.functions import IDENTITY, SILU, SQUARE, TANH
+from offkey.estimate.gaussian.propagation import sampled, sampled_error
+from offkey.estimate.gaussian.transitions import (
+    bilinear,
+    chained,
+    elementwise,
+    gated,
     product,
     residual,
-    rms_norm,
-    sampled,
-    sampled_error,
     softmax,
-    through,
 )
 from offkey.stats import Moments
 from tests.estimate.gaussian.planted import assert_sampled, random_normal
@@ -45,8 +43,10 @@ def weights(*shape, seed=0):
 def slow_covariance(f, normal):
     """Pair by pair."""
     m, s = normal.mean, normal.full
-    rows = [[f.covariance(m[i], m[j], s[i, i], s[j, j], s[i, j]) for j in range(len(m))]
-            for i in range(len(m))]  # fmt: skip
+    rows = [
+        [f.covariance(m[i], m[j], s[i, i], s[j, j], s[i, j]) for j in range(len(m))]
+        for i in range(len(m))
+    ]
     return torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
 
 
@@ -56,8 +56,9 @@ def test_all_pairs_at_once_equal_each_pair(f):
     # correlations of every size, next to and at 1 included
     rows = torch.cat([torch.eye(7), torch.eye(7)[:2], torch.eye(7)[:1] + 1e-5]).double()
     wide = linear(normal, rows).state
-    torch.testing.assert_close(through(f, wide).full, slow_covariance(f, wide), rtol=1e-11,
-                               atol=1e-11)  # fmt: skip
+    torch.testing.assert_close(
+        through(f, wide).full, slow_covariance(f, wide), rtol=1e-11, atol=1e-11
+    )
 
 
 def test_many_strips_equal_the_product_of_every_pair():
@@ -107,8 +108,9 @@ def test_linear_relu_and_bilinear_equal_sampling(diagonal):
     assert_sampled(normal, lambda x: x @ w.T + b, linear(normal, w, b).state)
     assert_sampled(normal, RELU, elementwise(RELU, normal).state)
     left, right = weights(4, 5, seed=2), weights(4, 5, seed=3)
-    assert_sampled(normal, lambda x: (x @ left.T) * (x @ right.T),
-                   bilinear(normal, left, right).state)  # fmt: skip
+    assert_sampled(
+        normal, lambda x: (x @ left.T) * (x @ right.T), bilinear(normal, left, right).state
+    )
 
 
 def test_bilinear_equals_the_traces_of_its_matrices():
@@ -178,10 +180,12 @@ def test_residual_has_its_cross_term():
     x = normal.sample(400_000, torch.Generator().manual_seed(1))
     cross = (x - x.mean(0)).T @ layer(x) / len(x)
     assert float((made.carry(normal.full) - cross).abs().amax()) < 0.02
-    slim = residual(normal.diagonal(), chained(
-        linear(normal.diagonal(), v), *_rest(normal.diagonal(), v, w)))  # fmt: skip
-    assert_sampled(normal.diagonal(), layer, Normal(slim.state.mean, slim.state.variance),
-                   errors=60)  # fmt: skip
+    slim = residual(
+        normal.diagonal(), chained(linear(normal.diagonal(), v), *_rest(normal.diagonal(), v, w))
+    )
+    assert_sampled(
+        normal.diagonal(), layer, Normal(slim.state.mean, slim.state.variance), errors=60
+    )
     with pytest.raises(Mismatch, match="width 8"):
         residual(normal, first)
 
@@ -274,8 +278,10 @@ def test_sampled_layer_agrees_with_the_analytic_one_as_predicted():
 def test_sampling_error_is_the_one_predicted():
     normal = random_normal(64, seed=9)
     generator = torch.Generator().manual_seed(0)
-    seen = [float((fit(normal.sample(4096, generator)).full - normal.full).norm()
-                  / normal.full.norm()) for _ in range(5)]  # fmt: skip
+    seen = [
+        float((fit(normal.sample(4096, generator)).full - normal.full).norm() / normal.full.norm())
+        for _ in range(5)
+    ]
     assert sum(seen) / 5 == pytest.approx(sampled_error(normal, 4096), rel=0.15)
 
 
@@ -317,9 +323,9 @@ def test_fit_takes_rows_or_moments():
 
 def test_divergence():
     first, second = random_normal(5, seed=1), random_normal(5, seed=2)
-    torch_own = torch.distributions.kl_divergence(*(
-        torch.distributions.MultivariateNormal(x.mean, x.full) for x in (first, second)
-    ))  # fmt: skip
+    torch_own = torch.distributions.kl_divergence(
+        *(torch.distributions.MultivariateNormal(x.mean, x.full) for x in (first, second))
+    )
     assert float(divergence(first, second)) == pytest.approx(float(torch_own), rel=1e-10)
     assert float(divergence(first, first)) == pytest.approx(0, abs=1e-12)
     narrow = Normal(torch.zeros(1), torch.full((1, 1), 0.25))

@@ -127,9 +127,11 @@ def test_conditioning_sets_rates():
 
 def dictionary(d=4, m=6, seed=0):
     return SparseDictionary(
-        draw(d, m, seed=seed), 0.3 * draw(m, seed=seed + 1), 0.4 * draw(m, d, seed=seed + 2),
+        draw(d, m, seed=seed),
+        0.3 * draw(m, seed=seed + 1),
+        0.4 * draw(m, d, seed=seed + 2),
         0.2 * draw(d, seed=seed + 3),
-    )  # fmt: skip
+    )
 
 
 def normal_of(d=4, seed=7):
@@ -162,9 +164,11 @@ def test_closed_form_loss_equals_sampling(penalty):
 
 def test_closed_form_loss_equals_quadrature_in_one_dimension():
     sae = SparseDictionary(
-        torch.tensor([[1.3, -0.7]]).double(), torch.tensor([0.2, -0.4]).double(),
-        torch.tensor([[0.8], [-0.5]]).double(), torch.tensor([0.1]).double(),
-    )  # fmt: skip
+        torch.tensor([[1.3, -0.7]]).double(),
+        torch.tensor([0.2, -0.4]).double(),
+        torch.tensor([[0.8], [-0.5]]).double(),
+        torch.tensor([0.1]).double(),
+    )
     mean, deviation = 0.3, 1.2
     x = torch.linspace(mean - 12 * deviation, mean + 12 * deviation, 2_000_001).double()[:, None]
     density = torch.exp(-0.5 * ((x[:, 0] - mean) / deviation) ** 2)
@@ -204,9 +208,14 @@ def test_training_on_the_closed_form_lowers_the_sampled_loss():
 def test_fit_to_rows_finds_planted_directions():
     directions = torch.linalg.qr(draw(8, 8))[0]
     made = IndependentFeatures(
-        torch.full((8,), 0.1), torch.full((8,), 3.0), torch.full((8,), 0.3), directions,
-        10 * torch.ones(8), 1e-4, "lognormal",
-    )  # fmt: skip
+        torch.full((8,), 0.1),
+        torch.full((8,), 3.0),
+        torch.full((8,), 0.3),
+        directions,
+        10 * torch.ones(8),
+        1e-4,
+        "lognormal",
+    )
     _, rows = made.sample(4000, generator(1))
     fitted = fit_dictionary(
         rows, 16, TrainingSettings(steps=600, batch=200, rate=0.01), penalty=0.3

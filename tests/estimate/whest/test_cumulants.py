@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from offkey.estimate.whest._cumulants import Cumulants, Source, Tail
+from offkey.estimate.whest.propagation import LayerCumulants, Source, VectorSource
 
 WIDTH = 6
 
@@ -51,7 +51,7 @@ def test_source_through_a_linear_map(source, rng):
 
 def test_tail(rng):
     metric, vector = rng.standard_normal((2, WIDTH))
-    tail = Tail(metric, vector)
+    tail = VectorSource(metric, vector)
     tensor = 3 * symmetric(np.einsum("ab,c->abc", np.diag(metric), vector))
     off = 1 - np.eye(WIDTH)
     np.testing.assert_allclose(off * np.outer(metric, vector), off * np.einsum("aab->ab", tensor))
@@ -64,7 +64,7 @@ def test_what_a_layer_carries(source, rng):
     weight, slopes = rng.standard_normal((WIDTH, WIDTH)), rng.random(WIDTH)
     spread = rng.standard_normal((WIDTH, WIDTH))
     made = Source(spread, spread, *rng.standard_normal((3, WIDTH)))
-    state = Cumulants(np.zeros(WIDTH), np.eye(WIDTH), slopes, (source,), made)
+    state = LayerCumulants(np.zeros(WIDTH), np.eye(WIDTH), slopes, (source,), made)
     old, new = state.carried(weight)
     here = Source(np.eye(WIDTH), slopes[:, None] * spread, made.middle, made.folded, made.single)
     np.testing.assert_allclose(dense(new), dense(here.carried(weight)), atol=1e-10)

@@ -5,8 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from offkey.estimate.whest import NUMPY
-from offkey.estimate.whest._wick import relu_wick
+from offkey.estimate.whest.propagation import NUMPY, relu_wick
 
 MEAN, VARIANCE = np.array([-1.3, 0.0, 0.4, 2.0]), np.array([0.5, 1.0, 2.0, 0.3])
 

@@ -6,68 +6,24 @@ description (:func:`surprise_of_activations`), and is searched for against that 
 by relations that it breaks, or by a Wick estimate of its loss.
 """
 
-from offkey.estimate.activations._closures import Closure, close, divergence_bits
-from offkey.estimate.activations._gates import (
-    gate_price,
-    hard_concrete_gates,
-    open_probability,
-    still_gates,
-)
-from offkey.estimate.activations._model import ActivationModel, mask_of, pairs_of
-from offkey.estimate.activations._scores import (
-    broken_relation,
-    conformal_threshold,
-    distances,
-    pair_residuals,
-    squared_residuals,
-)
-from offkey.estimate.activations._search import (
-    Search,
-    description_bits,
-    marginal_gain,
-    search,
-    tracked_in_rounds,
-)
-from offkey.estimate.activations._surprise import (
-    break_even,
-    fraction_explained,
-    pair_gain,
-    surprise_of_activations,
-    surprise_of_events_under,
-    surprise_of_losses,
-)
-from offkey.estimate.activations._tracked import TrackedGaussian, shrinkage_of
-from offkey.estimate.activations._wick import Wick, wick_elementwise
+from offkey.estimate.activations.closures import close, divergence_bits
+from offkey.estimate.activations.mask_search import open_probability, search
+from offkey.estimate.activations.model import ActivationModel, broken_relation, distances, mask_of
+from offkey.estimate.activations.surprise import break_even, surprise_of_activations
+from offkey.estimate.activations.tracked import TrackedGaussian
+from offkey.estimate.activations.wick import Wick
 
 __all__ = [
     "ActivationModel",
-    "Closure",
-    "Search",
     "TrackedGaussian",
     "Wick",
     "break_even",
     "broken_relation",
     "close",
-    "conformal_threshold",
-    "description_bits",
     "distances",
     "divergence_bits",
-    "fraction_explained",
-    "gate_price",
-    "hard_concrete_gates",
-    "marginal_gain",
     "mask_of",
     "open_probability",
-    "pair_gain",
-    "pair_residuals",
-    "pairs_of",
     "search",
-    "shrinkage_of",
-    "squared_residuals",
     "surprise_of_activations",
-    "surprise_of_events_under",
-    "surprise_of_losses",
-    "still_gates",
-    "tracked_in_rounds",
-    "wick_elementwise",
 ]

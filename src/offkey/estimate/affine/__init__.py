@@ -4,7 +4,12 @@ Every result holds for all inputs of a box. What they lack is probability: a for
 value can go, a covariance how far it usually goes.
 """
 
-from offkey.estimate.affine._forms import AffineForm
-from offkey.estimate.affine._propagate import interval_bounds, propagate, tail_bound
+from offkey.estimate.affine.forms import AffineForm
+from offkey.estimate.affine.propagation import interval_bounds, propagate, tail_bound
 
-__all__ = ["AffineForm", "interval_bounds", "propagate", "tail_bound"]
+__all__ = [
+    "AffineForm",
+    "interval_bounds",
+    "propagate",
+    "tail_bound",
+]

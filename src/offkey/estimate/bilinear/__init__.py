@@ -4,15 +4,14 @@ Every output is a quadratic form of the input. Its interaction matrix is exact, 
 largest eigenvectors are the parts it is made of.
 """
 
-from offkey.estimate.bilinear._interactions import (
+from offkey.estimate.bilinear.interactions import (
     Spectrum,
     effective_rank,
     in_basis,
     in_latents,
     interactions,
-    latent_reader,
 )
-from offkey.estimate.bilinear._layer import Bilinear
+from offkey.estimate.bilinear.layer import Bilinear
 
 __all__ = [
     "Bilinear",
@@ -21,5 +20,4 @@ __all__ = [
     "in_basis",
     "in_latents",
     "interactions",
-    "latent_reader",
 ]

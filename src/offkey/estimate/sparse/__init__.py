@@ -4,13 +4,18 @@ A Gaussian forgets what is rare. Here a feature that is on once in a million kee
 probability, joint events stay products of logarithms, and a dictionary's loss is an integral.
 """
 
-from offkey.estimate.sparse._basis import basis_surprise, sparse_surprise
-from offkey.estimate.sparse._closed_form import expected_loss, fit_to_normals
-from offkey.estimate.sparse._dictionary import SparseDictionary, fit_dictionary
-from offkey.estimate.sparse._features import (
+from offkey.estimate.sparse.dictionary import (
+    SparseDictionary,
+    expected_loss,
+    fit_dictionary,
+    fit_to_normals,
+)
+from offkey.estimate.sparse.features import (
     IndependentFeatures,
+    basis_surprise,
     count_log10,
     count_log10_gaussian,
+    sparse_surprise,
 )
 
 __all__ = [

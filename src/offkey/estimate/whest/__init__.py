@@ -4,14 +4,10 @@ Made for the public benchmark WhestBench, whose own packages are needed only by
 ``offkey.estimate.whest.entry``: ``pip install offkey[whest]``.
 """
 
-from offkey.estimate.whest._arrays import NUMPY, Arrays
-from offkey.estimate.whest._propagate import expected_activations
-from offkey.estimate.whest._sampled import Debiased, Sampled, debiased_mse, sampled_activations
+from offkey.estimate.whest.propagation import expected_activations
+from offkey.estimate.whest.sampled import Sampled, debiased_mse, sampled_activations
 
 __all__ = [
-    "NUMPY",
-    "Arrays",
-    "Debiased",
     "Sampled",
     "debiased_mse",
     "expected_activations",

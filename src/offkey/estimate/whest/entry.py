@@ -4,8 +4,7 @@ import flopscope as flops
 import flopscope.numpy as fnp
 from whestbench import MLP, BaseEstimator
 
-from offkey.estimate.whest._arrays import Array, Arrays
-from offkey.estimate.whest._propagate import expected_activations
+from offkey.estimate.whest.propagation import Array, Arrays, expected_activations
 
 __all__ = ["Estimator"]
 
