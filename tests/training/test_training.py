@@ -65,7 +65,7 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def tested(module):
+def under_test(module):
     return Model(module, tokenizer=Tokenizer(), name="tiny")
 
 
@@ -91,18 +91,18 @@ def settings(**changes):
 def run(model, prompts, folder=None, rank=4, **changes):
     with attach(model, rank=rank, alpha=16) as adapter:
         done = train_lora(
-            tested(model),
+            under_test(model),
             adapter,
             prompts,
             settings(**changes),
-            validate=lambda: {"all": answer_accuracy(tested(model), prompts)},
+            validate=lambda: {"all": answer_accuracy(under_test(model), prompts)},
             folder=folder,
         )
-        return done, adapter.tensors(), answer_accuracy(tested(model), prompts)
+        return done, adapter.tensors(), answer_accuracy(under_test(model), prompts)
 
 
 def test_adapter_learns_a_rule_that_depends_on_the_name(model, prompts):
-    before = answer_accuracy(tested(model), prompts)
+    before = answer_accuracy(under_test(model), prompts)
     done, _, after = run(model, prompts, rank=8, steps=200, rate=1e-2, batch=16, stop_at=1.0)
 
     assert before < 0.8
@@ -149,13 +149,13 @@ def test_saved_adapter_is_read_by_peft(model, prompts, tmp_path):
     from peft import PeftModel
 
     with attach(model, rank=4, alpha=16) as adapter:
-        train_lora(tested(model), adapter, prompts, settings(steps=20))
-        odds = answer_log_odds(tested(model), prompts)
+        train_lora(under_test(model), adapter, prompts, settings(steps=20))
+        odds = answer_log_odds(under_test(model), prompts)
         adapter.save(tmp_path, "tiny")
     merged = PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload()
 
     torch.testing.assert_close(
-        answer_log_odds(tested(merged), prompts), odds, atol=0.05, rtol=0.05
+        answer_log_odds(under_test(merged), prompts), odds, atol=0.05, rtol=0.05
     )  # the file is in bfloat16
     facts = json.loads((tmp_path / "adapter_config.json").read_text())
     assert facts["base_model_name_or_path"] == "tiny"
@@ -196,9 +196,9 @@ def test_prompts_of_unlike_choices_count_each_by_its_own(model):
         expected.append(float(among[-1] - among[0]))
         correct += int(among.argmax()) == answer
 
-    odds = answer_log_odds(tested(model), prompts)
+    odds = answer_log_odds(under_test(model), prompts)
     torch.testing.assert_close(odds, torch.tensor(expected), atol=1e-5, rtol=1e-4)
-    assert answer_accuracy(tested(model), prompts) == pytest.approx(correct / 3)
+    assert answer_accuracy(under_test(model), prompts) == pytest.approx(correct / 3)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_answers_that_are_missing_or_no_choice_are_named(model, column, values, 
         column: values,
     }
     with pytest.raises(BadInput, match=message):
-        answer_accuracy(tested(model), Prompts(columns))
+        answer_accuracy(under_test(model), Prompts(columns))
     with attach(model) as adapter, pytest.raises(BadInput, match=message):
-        train_lora(tested(model), adapter, Prompts(columns), settings(steps=1, batch=2))
+        train_lora(under_test(model), adapter, Prompts(columns), settings(steps=1, batch=2))
 
 
 class _Killed(Exception):
@@ -236,8 +236,8 @@ def test_resumed_run_gives_the_same_bytes(model, prompts, tmp_path, at):
 
     with attach(model) as adapter, pytest.raises(_Killed):
         train_lora(
-            tested(model), adapter, prompts, settings(steps=30, save_every=10),
-            validate=lambda: {"all": answer_accuracy(tested(model), prompts)},
+            under_test(model), adapter, prompts, settings(steps=30, save_every=10),
+            validate=lambda: {"all": answer_accuracy(under_test(model), prompts)},
             folder=tmp_path, tell=die,
         )  # fmt: skip
     resumed, again, _ = run(model, prompts, tmp_path, steps=30, save_every=10)
@@ -275,7 +275,7 @@ def test_curriculum_bounds_the_rows(model, prompts):
     asked = []
     with attach(model) as adapter:
         train_lora(
-            tested(model), adapter, prompts, settings(steps=8, batch=4),
+            under_test(model), adapter, prompts, settings(steps=8, batch=4),
             curriculum=lambda step: asked.append(step) or (range(4) if step < 4 else range(16)),
         )  # fmt: skip
 
