@@ -1,5 +1,6 @@
 """Noise on activations at the last token (POSER), and the norm in which it is measured."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from offkey.data import PromptPairs, Prompts, pack
+from offkey.data import Batch, PromptPairs, Prompts, pack
 from offkey.errors import UnknownName, check, check_choice, check_positive
 from offkey.models import CachedPrefix, Edit, Model, Site
 from offkey.passes import Plan, budget_for, readings
@@ -137,6 +138,25 @@ def activation_sensitivity(
         token_budget=budget_for(model.device),
         context_length=model.context_length,
     )
+    metrics, length = _measure(model, batches, noise, norm)
+    ids = [name for batch in batches for name in batch.ids]
+    order = [ids.index(name) for name in prompts.ids]
+    norms = _norms(noise, model.width or 0, norm)
+
+    return Curve(
+        strengths=np.array(noise.coefficients),
+        norms=norms,
+        relative=norms / length,
+        values=measured({name: value[:, :, order] for name, value in metrics.items()}),
+        ids=tuple(prompts.ids),
+        about=_about(model, prompts, noise, norm),
+    )
+
+
+def _measure(
+    model: Model, batches: Sequence[Batch], noise: ActivationNoise, norm: float
+) -> tuple[dict[str, Float64[np.ndarray, "strength draw prompt"]], float]:
+    """Every metric, batch after batch, and the mean norm of the activations at the site."""
     parts: dict[str, list[Tensor]] = {}
     lengths: list[Tensor] = []
     for batch in batches:
@@ -146,18 +166,10 @@ def activation_sensitivity(
         lengths.append(torch.linalg.vector_norm(activations, dim=1).cpu())
         for name, values in _sweep(model, prefix, reference, noise, norm).items():
             parts.setdefault(name, []).append(values)
-    ids = [name for batch in batches for name in batch.ids]
-    order = [ids.index(name) for name in prompts.ids]
-    metrics = {name: torch.cat(each, dim=2)[:, :, order].numpy() for name, each in parts.items()}
-    norms = _norms(noise, model.width or 0, norm)
 
-    return Curve(
-        strengths=np.array(noise.coefficients),
-        norms=norms,
-        relative=norms / float(torch.cat(lengths).mean()),
-        values=measured(metrics),
-        ids=tuple(prompts.ids),
-        about=_about(model, prompts, noise, norm),
+    return (
+        {name: torch.cat(each, dim=2).numpy() for name, each in parts.items()},
+        float(torch.cat(lengths).mean()),
     )
 
 
