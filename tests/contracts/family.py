@@ -251,12 +251,10 @@ def gradients_are_those_of_a_trainable_model(model: Model, batch: Batch) -> None
     twin = Model(copy.deepcopy(model.module), name="twin")
     twin.wiring.embedding.weight.requires_grad_(True)
     kept = {}
-    handles = [twin.attach(site, lambda x, site=site: kept.update({site: x})) for site in sites]
-    logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
+    keep = {site: lambda x, site=site: kept.update({site: x}) for site in sites}
+    with twin.hooked(keep):
+        logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
     expected = torch.autograd.grad(metric(logits, batch).sum(), [kept[site] for site in sites])
-    for handle in handles:
-        handle.remove()
-
     for site, grad in zip(sites, expected, strict=True):
         assert torch.equal(reading.grads[site], grad), site
         assert not reading.grads[site].requires_grad
