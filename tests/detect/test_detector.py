@@ -131,8 +131,10 @@ def test_saved_and_loaded_scores_are_the_same(model, trusted, test_prompts, tmp_
 
 def test_labels_are_out_of_reach_of_fit(model, trusted):
     flipped = trusted.with_columns(label=[1] * len(trusted), agrees=[0] * len(trusted))
-    told = [Detector(sites=SITES).fit(model, t).fitted.calibration for t in (trusted, flipped)]
-    np.testing.assert_array_equal(*told)
+    calibrations = [
+        Detector(sites=SITES).fit(model, t).fitted.calibration for t in (trusted, flipped)
+    ]
+    np.testing.assert_array_equal(*calibrations)
 
 
 def test_transductive_scores_have_no_p_values(model, trusted, test_prompts):

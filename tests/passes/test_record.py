@@ -233,8 +233,8 @@ def test_a_plan_of_nothing_does_not_run_the_model(llama, monkeypatch):
 
     monkeypatch.setattr(llama.module, "forward", never)
 
-    told = [reading.batch.ids for reading in readings(llama, prompts_of(5), Plan())]
-    assert sorted(sum(told, ())) == [f"p{i}" for i in range(5)]
+    ids = [reading.batch.ids for reading in readings(llama, prompts_of(5), Plan())]
+    assert sorted(sum(ids, ())) == [f"p{i}" for i in range(5)]
 
 
 def test_rows_of_unlike_length_are_refused(llama, tmp_path):
