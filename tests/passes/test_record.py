@@ -192,7 +192,7 @@ def test_out_of_memory_halves_the_budget_and_says_so(tmp_path):
     assert torch.allclose(rows.column("module:layer"), Narrow(9).layer(x), rtol=1e-5, atol=1e-6)
 
 
-def test_out_of_memory_at_one_row_is_told(tmp_path):
+def test_out_of_memory_at_one_row_is_raised(tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         _narrow(0, tmp_path)
 
