@@ -50,7 +50,7 @@ DetectorOption = Annotated[
     typer.Option(
         "--detector",
         "-d",
-        help="FEATURE/SCORE, such as activations/lof; give it again for more. "
+        help="FEATURE/SCORE, such as activations/lof; repeat for more. "
         "`offkey sites` lists both.",
     ),
 ]
