@@ -10,9 +10,9 @@ from offkey.data import Batch
 from offkey.errors import BadValue, UnknownName
 from offkey.features import get_feature
 from offkey.models import Model, Reading, Site
-from tests.contracts.feature import ROWS, vectors_of
+from offkey.testing.feature import ROWS, vectors_of
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 
 @pytest.fixture(scope="module")

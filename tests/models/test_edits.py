@@ -5,8 +5,8 @@ import torch
 
 from offkey.errors import BadValue, Mismatch, UnknownName
 from offkey.models import ChoiceLogitDifference, Edit, TopLogProb
-from tests.contracts.family import close, outputs
-from tests.models.families_zoo import batch_of, padded_batch, random_model
+from offkey.testing.family import close
+from offkey.testing.random_models import batch_of, outputs, padded_batch, random_model
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 from offkey.doctor import doctor
 from offkey.errors import BadValue
 from offkey.models import Model
-from tests.contracts.family import FAMILY_CONTRACT, close, parts_of_heads_make_attn_out
-from tests.models.families_zoo import (
+from offkey.testing.family import FAMILY_CONTRACT, close, parts_of_heads_make_attn_out
+from offkey.testing.random_models import (
     DETECTED,
     EXPERTS,
     FAMILIES,

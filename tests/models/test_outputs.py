@@ -20,7 +20,7 @@ from offkey.models import (
     logits_of,
     preferred_answer,
 )
-from tests.models.families_zoo import batch_of
+from offkey.testing.random_models import batch_of
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from transformers import DynamicCache
 
 from offkey.errors import BadInput, BadValue, NonFinite
 from offkey.models import ChoiceLogitDifference, Edit, TopLogProb
-from tests.contracts.family import close, hook_count
-from tests.models.families_zoo import (
+from offkey.testing.family import close, hook_count
+from offkey.testing.random_models import (
     DETECTED,
     EXPERTS,
     FAMILIES,

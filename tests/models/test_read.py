@@ -16,11 +16,12 @@ from offkey.models import (
     Site,
     TopLogProb,
 )
-from tests.contracts.family import close, hook_count, outputs
-from tests.models.families_zoo import (
+from offkey.testing.family import close, hook_count
+from offkey.testing.random_models import (
     FAMILIES,
     batch_of,
     even_batch,
+    outputs,
     padded_batch,
     random_model,
     random_module,

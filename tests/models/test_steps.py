@@ -7,9 +7,9 @@ import torch
 
 from offkey.errors import BadValue
 from offkey.models import Edit, Model
-from tests.contracts.edit import append
-from tests.contracts.family import close, hook_count
-from tests.models.families_zoo import (
+from offkey.testing.edit import append
+from offkey.testing.family import close, hook_count
+from offkey.testing.random_models import (
     DETECTED,
     FAMILIES,
     batch_of,

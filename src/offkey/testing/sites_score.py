@@ -7,6 +7,7 @@ fresh score, and run pytest; the same contract as that of scores of one site, wi
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from offkey.errors import Mismatch, NotEnoughData
 from offkey.scores import Score, largest_dependence
 from offkey.stats import Statistic
 from offkey.storage import flatten, load_state, save_state
-from tests.contracts.score import CLOSE, names, normal_rows
+from offkey.testing.score import CLOSE, names, normal_rows
+from offkey.testing.shared import shared
 
 __all__ = ["SitesScoreContract", "fitted", "normal_sites", "odd_sites"]
 
@@ -72,7 +74,7 @@ def through_disk(score: Score, folder: Path) -> Score:
     return type(score).from_state(load_state(folder / "score", "score", version=1))
 
 
-def picked(rows: Mapping[str, Tensor], which: object) -> dict[str, Tensor]:
+def picked(rows: Mapping[str, Tensor], which: Any) -> dict[str, Tensor]:
     return {site: x[which] for site, x in rows.items()}
 
 
@@ -85,8 +87,13 @@ class SitesScoreContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def score(self, make: Callable[[], Score]) -> Score:
-        return fitted(make(), normal_sites(120, seed=1))
+    def score(
+        self,
+        request: pytest.FixtureRequest,
+        make: Callable[[], Score],
+    ) -> Score:
+        """The score, fitted; no test may change it."""
+        return shared(request, "score", lambda: fitted(make(), normal_sites(120, seed=1)))
 
     def test_has_a_name_and_a_scope(self, make: Callable[[], Score]) -> None:
         assert make().name
@@ -106,7 +113,7 @@ class SitesScoreContract:
         rows = normal_sites(20, seed=3)
 
         def side_by_side(x: Tensor) -> Tensor:
-            return score(dict(zip(rows, x.split(WIDTH, dim=1), strict=True)))
+            return score(dict(zip(rows, torch.split(x, WIDTH, dim=1), strict=True)))
 
         assert largest_dependence(side_by_side, torch.cat(list(rows.values()), dim=1)) < 1e-8
 

@@ -11,9 +11,11 @@ feature, and run pytest::
 It runs on a small random language model; override ``model`` for one that needs another.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from offkey.features.activation_model import TrackedRelations
 from offkey.models import Model, Reading, Site
 from offkey.passes import Plan
 from offkey.storage import flatten, unflatten
-from tests.models.families_zoo import batch_of, random_module
+from offkey.testing.random_models import batch_of, random_module
+from offkey.testing.shared import shared
 
 __all__ = ["FeatureContract", "prepared", "vectors_of"]
 
@@ -114,6 +117,11 @@ def assert_close(found: dict[Site, Tensor], expected: dict[Site, Tensor]) -> Non
         assert bool((error <= allowed).all()), (str(site), error)
 
 
+@cache
+def _random_llama() -> Model:
+    return Model(random_module("llama"), tokenizer=object(), name="random")
+
+
 class FeatureContract:
     """Tests that any feature passes on any model of text that it applies to."""
 
@@ -124,8 +132,8 @@ class FeatureContract:
 
     @pytest.fixture
     def model(self) -> Model:
-        """A small random language model; what stands for its tokenizer is never called."""
-        return Model(random_module("llama"), tokenizer=object(), name="random")
+        """A small random language model, built once; its tokenizer is never called."""
+        return _random_llama()
 
     @pytest.fixture
     def batch(self) -> Batch:
@@ -133,12 +141,24 @@ class FeatureContract:
         return batch_of(ROWS)
 
     @pytest.fixture
-    def feature(self, make: Callable[[], Feature], model: Model) -> Feature:
-        return prepared(make(), model)
+    def feature(
+        self,
+        request: pytest.FixtureRequest,
+        make: Callable[[], Feature],
+        model: Model,
+    ) -> Feature:
+        """The feature, after it has learned; no test may change it."""
+        return shared(request, "feature", lambda: prepared(make(), model))
 
     @pytest.fixture
-    def whole(self, feature: Feature, model: Model) -> dict[Site, Tensor]:
-        return vectors_of(feature, model, batch_of(ROWS))
+    def whole(
+        self,
+        request: pytest.FixtureRequest,
+        feature: Feature,
+        model: Model,
+    ) -> dict[Site, Tensor]:
+        """Its vectors on all prompts."""
+        return shared(request, "whole", lambda: vectors_of(feature, model, batch_of(ROWS)))
 
     def test_has_a_name(self, make: Callable[[], Feature]) -> None:
         assert make().name
@@ -229,10 +249,10 @@ class FeatureContract:
     ) -> None:
         if not feature.learns:
             return
-        once = _plain(feature.state())
+        first = _plain(feature.state())
         assert set(feature.state()) > set(feature.settings())
-        assert _plain(prepared(feature, model).state()) == once
-        assert _plain(make().state()) != once
+        assert _plain(prepared(copy.deepcopy(feature), model).state()) == first
+        assert _plain(make().state()) != first
 
     def test_learning_beside_others_changes_nothing(
         self, make: Callable[[], Feature], feature: Feature, model: Model

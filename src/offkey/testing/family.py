@@ -13,16 +13,18 @@ transformers returns by itself.
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offkey.data import Batch
-from offkey.models import Model, TopLogProb
+from offkey.models import Model, Reading, Site, TopLogProb
+from offkey.testing.random_models import outputs
 
-__all__ = ["FAMILY_CONTRACT", "close", "hook_count", "outputs", "visible"]
+__all__ = ["FAMILY_CONTRACT", "close", "hook_count", "visible"]
 
-Check = Callable[[Model, Batch], None]
+ModelCheck = Callable[[Model, Batch], None]
 
 
 def close(actual: Tensor, expected: Tensor, *, loosen: float = 1) -> None:
@@ -32,34 +34,22 @@ def close(actual: Tensor, expected: Tensor, *, loosen: float = 1) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=loosen * slack * scale)
 
 
-def outputs(model: Model, batch: Batch, **extra: object) -> object:
-    """What the module makes of the batch by itself."""
-    with torch.no_grad():
-        return model.module(
-            input_ids=batch.inputs["input_ids"],
-            attention_mask=batch.mask.long(),
-            position_ids=batch.positions,
-            use_cache=False,
-            **extra,
-        )
-
-
 def hook_count(module: nn.Module) -> int:
     """How many hooks are on the module and its parts."""
     return sum(len(p._forward_hooks) + len(p._forward_pre_hooks) for p in module.modules())
 
 
-def visible(model: Model) -> list:
+def visible(model: Model) -> list[Site]:
     """The sites that can be read under the model's kernel."""
     eager = model.module.config._attn_implementation == "eager"
     return [site for site in model.sites if eager or site.kind != "pattern"]
 
 
-def blocks(model: Model) -> Iterator[tuple[int, object]]:
+def blocks(model: Model) -> Iterator[tuple[int, Any]]:
     yield from enumerate(model.wiring.blocks)
 
 
-def read_all(model: Model, batch: Batch):
+def read_all(model: Model, batch: Batch) -> Reading:
     return model.read(batch, visible(model), positions="all", logits=True)
 
 
@@ -250,12 +240,10 @@ def gradients_are_those_of_a_trainable_model(model: Model, batch: Batch) -> None
 
     twin = Model(copy.deepcopy(model.module), name="twin")
     twin.wiring.embedding.weight.requires_grad_(True)
-    kept = {}
-    handles = [twin.attach(site, lambda x, site=site: kept.update({site: x})) for site in sites]
-    logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
+    kept: dict[Site, Tensor] = {}
+    with twin.hooked({site: partial(kept.__setitem__, site) for site in sites}):
+        logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
     expected = torch.autograd.grad(metric(logits, batch).sum(), [kept[site] for site in sites])
-    for handle in handles:
-        handle.remove()
 
     for site, grad in zip(sites, expected, strict=True):
         assert torch.equal(reading.grads[site], grad), site
@@ -263,7 +251,7 @@ def gradients_are_those_of_a_trainable_model(model: Model, batch: Batch) -> None
     assert [weight.requires_grad for weight in model.module.parameters()] == trainable
 
 
-FAMILY_CONTRACT: tuple[Check, ...] = (
+FAMILY_CONTRACT: tuple[ModelCheck, ...] = (
     reading_changes_nothing,
     shapes_are_as_named,
     residual_is_the_hidden_states,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +80,9 @@ def random_module(
     config = copy.deepcopy({**CONFIGS, **UNLISTED, **EXPERTS}[name])
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(config, attn_implementation=kernel, dtype=dtype)
+    module: nn.Module = AutoModelForCausalLM.from_config(
+        config, attn_implementation=kernel, dtype=dtype
+    )
     with torch.no_grad():
         for weight in module.parameters():
             noise = torch.randn(weight.shape, generator=generator)
@@ -125,8 +128,9 @@ def even_batch() -> Batch:
     return batch_of([[5, 6, 7, 8, 9, 10], [31, 30, 29, 28, 27, 26]])
 
 
-def plain_outputs(model: Model, batch: Batch, **extra: object):
+def outputs(model: Model, batch: Batch, **extra: object) -> Any:
     """What transformers itself makes of a batch."""
+    assert batch.mask is not None
     with torch.no_grad():
         return model.module(
             input_ids=batch.inputs["input_ids"],

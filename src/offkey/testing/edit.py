@@ -11,20 +11,19 @@ They compare an edited pass with hooks written by hand, with weights changed by 
 itself.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offkey.data import Batch
-from offkey.models import Edit, Metric, Model
-from tests.contracts.family import close, hook_count, outputs, real, visible
+from offkey.models import Edit, Metric, Model, Site
+from offkey.testing.family import ModelCheck, close, hook_count, real, visible
+from offkey.testing.random_models import outputs
 
 __all__ = ["EDIT_CONTRACT"]
-
-Check = Callable[[Model, Batch], None]
 
 
 class LogProbOfToken(Metric):
@@ -42,7 +41,7 @@ def logits_of(model: Model, batch: Batch, *edits: Edit) -> Tensor:
     return model.read(batch, (), edit=edits, positions="all", logits=True).logits
 
 
-def editable(model: Model) -> list:
+def editable(model: Model) -> list[Site]:
     """One block's sites of every kind, and those that a model has once."""
     return [site for site in visible(model) if site.block in (None, 1)]
 
@@ -74,7 +73,7 @@ def adding_to_the_residual_is_a_hook_by_hand(model: Model, batch: Batch) -> None
     v = noise(model.width)
     for number, block in enumerate(model.wiring.blocks):
 
-        def by_hand(_, args):
+        def by_hand(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (args[0] + v, *args[1:])
 
         handle = block.module.register_forward_pre_hook(by_hand)
@@ -350,7 +349,7 @@ def append(batch: Batch, token: Tensor) -> Batch:
     )
 
 
-EDIT_CONTRACT: tuple[Check, ...] = (
+EDIT_CONTRACT: tuple[ModelCheck, ...] = (
     own_values_change_nothing,
     values_read_are_those_after_the_edit,
     adding_to_the_residual_is_a_hook_by_hand,

@@ -23,11 +23,12 @@ from torch import Tensor
 from offkey.errors import NotEnoughData
 from offkey.scores import Score, largest_dependence
 from offkey.stats import Statistic
+from offkey.testing.shared import shared
 
 __all__ = ["ScoreContract"]
 
 WIDTH = 6
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 """Sums in another order: float64 rounding, amplified by the condition of a covariance."""
 
 
@@ -92,8 +93,13 @@ class ScoreContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def score(self, make: Callable[[], Score]) -> Score:
-        return fitted(make(), normal_rows(120, seed=1))
+    def score(
+        self,
+        request: pytest.FixtureRequest,
+        make: Callable[[], Score],
+    ) -> Score:
+        """The score, fitted; no test may change it."""
+        return shared(request, "score", lambda: fitted(make(), normal_rows(120, seed=1)))
 
     def test_has_a_name_and_a_scope(self, make: Callable[[], Score]) -> None:
         score = make()
