@@ -41,7 +41,7 @@ def through_blocks(
     r"""The residual stream at the last token after attention and after the MLP of each block.
 
     What is modelled: before the first block the stream at the last token is Gaussian, and
-    independent of what stands before it. Those earlier positions are the real ones of
+    independent of what comes before it. Those earlier positions are the real ones of
     ``contexts``, run through the real blocks; each draw of the Gaussian takes the last token's
     place in one of them, so that attention mixes a drawn last position with real earlier ones.
     Attention is thus sampled: with A the regression of what attention adds on the stream, the
@@ -139,7 +139,7 @@ def _drawn(
     for part in rows.split(len(contexts)):  # type: ignore[no-untyped-call] # torch gives it no types
         edit = Edit(before, "replace", part, positions="last", ids=contexts.ids)
         reading = model.read(contexts, after, edit=[edit])
-        # what the model rounds the draw to is what it adds to
+        # the model adds to the draw as it rounds it
         added = reading[after].double().cpu() - part.to(model.dtype).double()
         made.append(added)
 
@@ -165,7 +165,7 @@ def _summed(normal: Normal, rows: Float[Tensor, "n d"], added: Float[Tensor, "n 
     slope = torch.linalg.lstsq(x, y).solution
     error = y - x @ slope
     free = count - width - 1
-    # the slope's own noise adds width / free of the errors' covariance: taken off again
+    # the slope's own noise adds width / free of the errors' covariance, which is subtracted
     rest = error.T @ error / free * (1 - width / free)
     gain = torch.eye(width, dtype=torch.float64) + slope
     covariance = gain.T @ normal.covariance @ gain + rest
