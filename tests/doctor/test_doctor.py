@@ -14,8 +14,8 @@ from offkey.errors import BadInput, BadValue, UnmappedModel
 from offkey.models import Model, Site, load, network
 from offkey.models.families import family_named
 from offkey.models.proofs import Compared, compared
+from offkey.testing.random_models import DETECTED, FAMILIES, random_model, random_module
 from tests.models import tiny
-from tests.models.families_zoo import DETECTED, FAMILIES, random_model, random_module
 
 CHECKS = (
     "site map",

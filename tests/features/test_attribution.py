@@ -12,9 +12,9 @@ from offkey.errors import BadInput, BadValue, Mismatch, NotEnoughData, UnknownNa
 from offkey.features import get_feature
 from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
 from offkey.passes import Plan, readings
-from tests.contracts.feature import ROWS, TRUSTED, prepared, vectors_of
+from offkey.testing.feature import ROWS, TRUSTED, prepared, vectors_of
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 DIRECTIONS = ("mean", "zero", "pcs", "grad-norm")
 PROJECTION = {

@@ -4,9 +4,9 @@ import pytest
 
 from offkey.features import feature_names, get_feature
 from offkey.models import Model
-from tests.contracts.feature import FeatureContract
+from offkey.testing.feature import FeatureContract
+from offkey.testing.random_models import FAMILIES, random_module
 from tests.models import tiny
-from tests.models.families_zoo import FAMILIES, random_module
 
 _KEPT = {}
 FITTED_TO_A_MODEL = ("sae",)

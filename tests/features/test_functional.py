@@ -13,9 +13,9 @@ from offkey.features.functional import Functional
 from offkey.models import Model, Reading, Site
 from offkey.sensitivity import GradientKernel, Langevin, LangevinKernel, WeightNoiseKernel
 from offkey.sensitivity import kernels as room
+from offkey.testing.feature import ROWS, prepared
+from offkey.testing.random_models import batch_of, random_module
 from offkey.volume import Noise, later_half
-from tests.contracts.feature import ROWS, prepared
-from tests.models.families_zoo import batch_of, random_module
 
 LOGITS, ANSWER = Site("logits"), Site("module", path="answer")
 

@@ -9,8 +9,8 @@ from offkey.data import Batch
 from offkey.errors import BadInput, BadValue, UnmappedModel
 from offkey.features import get_feature
 from offkey.models import Model, Site
-from tests.contracts.feature import ROWS, FeatureContract, vectors_of
-from tests.models.families_zoo import DETECTED, FAMILIES, batch_of, random_module
+from offkey.testing.feature import ROWS, FeatureContract, vectors_of
+from offkey.testing.random_models import DETECTED, FAMILIES, batch_of, random_module
 
 LOGITS = Site("logits")
 _KEPT = {}

@@ -15,9 +15,9 @@ from offkey.features import get_feature
 from offkey.models import Model, Site
 from offkey.passes import readings
 from offkey.probes import fit_probe
-from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
+from offkey.testing.feature import ROWS, TRUSTED, FeatureContract, prepared, read_for, vectors_of
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 LOGITS = Site("logits")
 

@@ -11,9 +11,9 @@ from offkey.errors import BadInput, BadValue, NonFinite, NotEnoughData
 from offkey.features import get_feature
 from offkey.models import ChoiceLogitDifference, Edit, Model, Reading
 from offkey.probes import CrossFittedProbe, Probe, fit_probe
-from tests.contracts.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
+from offkey.testing.feature import ROWS, TRUSTED, FeatureContract, prepared, vectors_of
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from offkey.data import Batch
 from offkey.errors import BadValue, UnknownName
 from offkey.features import get_feature
 from offkey.models import Model, Reading, Site
-from tests.contracts.feature import ROWS, vectors_of
+from offkey.testing.feature import ROWS, vectors_of
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_energy_of_rows_with_and_without_choices():
 
     whole = -math.log(3 + math.exp(9))
     assert energy[:, 0].tolist() == pytest.approx([-math.log(2), -math.log(3), whole])
-    with pytest.raises(BadValue, match="feature energy, over: 'all' is neither"):
+    with pytest.raises(BadValue, match="feature energy, over: 'all' is not allowed"):
         get_feature("energy", over="all")
 
 

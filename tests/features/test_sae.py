@@ -7,8 +7,8 @@ from offkey.dictionaries import Dictionary, load_dictionary, save_dictionary
 from offkey.errors import BadInput, BadValue, Mismatch, UnknownName
 from offkey.features import get_feature
 from offkey.models import Model
-from tests.contracts.feature import ROWS, FeatureContract, batch_of, vectors_of
-from tests.models.families_zoo import random_module
+from offkey.testing.feature import ROWS, FeatureContract, batch_of, vectors_of
+from offkey.testing.random_models import random_module
 
 
 def dictionary(**changes):

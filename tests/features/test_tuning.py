@@ -8,8 +8,8 @@ from offkey.detect import Detector
 from offkey.errors import BadInput, BadValue, Mismatch, NonFinite, NotEnoughData
 from offkey.features import get_feature
 from offkey.models import Model, Reading, Site
-from tests.contracts.feature import ROWS, prepared
-from tests.models.families_zoo import batch_of, random_module
+from offkey.testing.feature import ROWS, prepared
+from offkey.testing.random_models import batch_of, random_module
 
 LOGITS = Site("logits")
 

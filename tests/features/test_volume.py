@@ -13,9 +13,9 @@ from offkey.errors import BadValue, NotEnoughData
 from offkey.features import get_feature
 from offkey.features import volume as room
 from offkey.models import Model, Reading, Site
+from offkey.testing.feature import ROWS, prepared
+from offkey.testing.random_models import batch_of, random_module
 from offkey.volume import CrossingSearch, GaussianMeasure, KLCost, estimate_volume, later_half
-from tests.contracts.feature import ROWS, prepared
-from tests.models.families_zoo import batch_of, random_module
 
 LOGITS = Site("logits")
 

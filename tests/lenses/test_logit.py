@@ -14,9 +14,9 @@ from offkey.lenses import (
     why_unreadable,
 )
 from offkey.models import Model
-from tests.contracts.feature import ROWS
+from offkey.testing.feature import ROWS
+from offkey.testing.random_models import FAMILIES, batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import FAMILIES, batch_of, random_module
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
-from tests.contracts.edit import EDIT_CONTRACT
-from tests.models.families_zoo import DETECTED, EXPERTS, FAMILIES, padded_batch, random_model
+from offkey.testing.edit import EDIT_CONTRACT
+from offkey.testing.random_models import DETECTED, EXPERTS, FAMILIES, padded_batch, random_model
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, *DETECTED, *EXPERTS])

@@ -3,9 +3,9 @@ import torch
 
 from offkey.errors import BadValue
 from offkey.models import Edit
-from tests.contracts.edit import append, flip
-from tests.contracts.family import hook_count
-from tests.models.families_zoo import FAMILIES, batch_of, padded_batch, random_model
+from offkey.testing.edit import append, flip
+from offkey.testing.family import hook_count
+from offkey.testing.random_models import FAMILIES, batch_of, padded_batch, random_model
 
 
 class Letters:

@@ -5,7 +5,7 @@ from torch import nn
 from offkey.errors import BadValue, UnknownName, UnmappedModel
 from offkey.models import Model, Site
 from offkey.models.sites import block_numbers
-from tests.models.families_zoo import random_model, random_module
+from offkey.testing.random_models import random_model, random_module
 
 
 @pytest.fixture(scope="module")

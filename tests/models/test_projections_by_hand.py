@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.family import close, outputs
-from tests.models.families_zoo import FAMILIES, padded_batch, random_model
+from offkey.testing.family import close
+from offkey.testing.random_models import FAMILIES, outputs, padded_batch, random_model
 
 
 def rotated(x: Tensor, positions: Tensor, theta: float, share: float) -> Tensor:

@@ -3,8 +3,8 @@ import torch
 
 from offkey.errors import BadInput, BadValue
 from offkey.models import Model
+from offkey.testing.random_models import batch_of, random_module
 from tests.models import tiny
-from tests.models.families_zoo import batch_of, random_module
 
 ROLES = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 

@@ -8,8 +8,8 @@ import torch
 
 from offkey.errors import ModelBusy
 from offkey.models import Edit, Model, TopLogProb
-from tests.contracts.family import hook_count, outputs
-from tests.models.families_zoo import batch_of, padded_batch, random_model
+from offkey.testing.family import hook_count
+from offkey.testing.random_models import batch_of, outputs, padded_batch, random_model
 
 READS = 200
 SITES = ["resid_post.*", "attn_out.1", "mlp_act.0", "z.2", "head_out.1"]

@@ -4,8 +4,8 @@ from torch import nn
 
 from offkey.errors import BadValue, UnknownName
 from offkey.models import Edit, Model
-from tests.contracts.family import close, outputs
-from tests.models.families_zoo import padded_batch, random_model
+from offkey.testing.family import close
+from offkey.testing.random_models import outputs, padded_batch, random_model
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from offkey.scores import Score, get_score, score_class, score_names
-from tests.contracts.score import ScoreContract, normal_rows
-from tests.contracts.sites_score import SitesScoreContract
+from offkey.testing.score import ScoreContract, normal_rows
+from offkey.testing.sites_score import SitesScoreContract
 
 QUICK = {"flow-laplace": {"steps": 8}, "flow-mahalanobis": {"steps": 8}, "vae": {"steps": 8}}
 """Settings that shorten a training; the contract does not depend on how well it went."""

@@ -7,7 +7,7 @@ import torch
 from offkey.errors import BadValue, NotEnoughData
 from offkey.scores import get_score
 from offkey.stats import Sample
-from tests.contracts.score import fitted, names, normal_rows
+from offkey.testing.score import fitted, names, normal_rows
 
 
 def ccc(x, z):

@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 
 from offkey.errors import BadValue, Mismatch, NotEnoughData
 from offkey.scores import get_score
-from tests.contracts.sites_score import normal_sites, odd_sites
+from offkey.testing.sites_score import normal_sites, odd_sites
 from tests.scores.rows import auroc, finished, same
 
 

@@ -16,7 +16,7 @@ from offkey.scores import (
     score_names,
 )
 from offkey.stats import Moments
-from tests.contracts.score import ScoreContract
+from offkey.testing.score import ScoreContract
 from tests.scores.rows import finished, gaussian_rows
 
 BUILT_IN = {

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from offkey.errors import BadValue
-from tests.contracts.sites_score import normal_sites, odd_sites
+from offkey.testing.sites_score import normal_sites, odd_sites
 from tests.scores.rows import auroc, same
 from tests.scores.test_layers import fitted
 

@@ -22,6 +22,7 @@ from offkey.errors import (
     UnknownName,
 )
 from offkey.models import Model
+from offkey.testing.random_models import batch_of, padded_batch, random_model, random_module
 from offkey.volume import (
     AnchorNotMinimum,
     CrossingSearch,
@@ -40,7 +41,6 @@ from offkey.volume import (
     fisher_diagonal,
 )
 from offkey.volume._kl import anchored, divergence
-from tests.models.families_zoo import batch_of, padded_batch, random_model, random_module
 from tests.volume import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")

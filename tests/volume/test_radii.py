@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from offkey.errors import BadValue, InvalidAnchor, PrecisionTooLow
+from offkey.testing.random_models import DETECTED, FAMILIES, batch_of, padded_batch, random_model
 from offkey.volume import (
     Cost,
     CrossingSearch,
@@ -15,7 +16,6 @@ from offkey.volume import (
     radii,
     typical_radius,
 )
-from tests.models.families_zoo import DETECTED, FAMILIES, batch_of, padded_batch, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")
 ROWS = ((7, 11, 3, 9, 2), (4, 8, 15, 16, 23, 42, 6), (10, 20, 30, 40, 50, 60, 1, 2))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from offkey.errors import Mismatch
+from offkey.testing.random_models import padded_batch, random_model
 from offkey.volume import FunctionCost, GaussianMeasure, KLCost, Tilted, Uniform, estimate_volume
-from tests.models.families_zoo import padded_batch, random_model
 from tests.volume.cases import tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::offkey.volume.LowESS")

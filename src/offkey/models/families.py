@@ -1,8 +1,8 @@
 """Where the parts of a decoder are, one table row a family.
 
 To add a family, add a row: paths are attribute paths, those of a block's parts relative to the
-block, those of the decoder's parts relative to the decoder. ``tests/contracts/family.py`` proves a
-row on a small random model, ``offkey doctor`` on a real one.
+block, those of the decoder's parts relative to the decoder. ``offkey.testing.FAMILY_CONTRACT``
+proves a row on a small random model, ``offkey doctor`` on a real one.
 """
 
 from dataclasses import dataclass

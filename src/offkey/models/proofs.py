@@ -49,7 +49,7 @@ _MOST_TOKENS = 24
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
         name: what was checked.
@@ -75,61 +75,60 @@ class Compared(NamedTuple):
     """
 
     rebuilt: Tensor
-    seen: Tensor
+    actual: Tensor
     meaning: str
     base: Tensor | None = None
 
     def error(self) -> float:
         """The largest relative difference."""
         if self.base is None:
-            return error_of(self.rebuilt, self.seen)
-        if self.rebuilt.shape != self.seen.shape:
+            return error_of(self.rebuilt, self.actual)
+        if self.rebuilt.shape != self.actual.shape:
             return float("inf")
         size = (self.base.double().abs() + self.rebuilt.double().abs()).clamp(min=1e-30)
-        off = ((self.base + self.rebuilt).double() - self.seen.double()).abs()
+        off = ((self.base + self.rebuilt).double() - self.actual.double()).abs()
         return float(torch.nan_to_num(off / size, nan=torch.inf).max())
 
     def explanation(self) -> str:
         """What would explain the difference, where something simple does."""
-        if self.rebuilt.shape != self.seen.shape:
-            return f" (shapes {tuple(self.rebuilt.shape)} and {tuple(self.seen.shape)})"
+        if self.rebuilt.shape != self.actual.shape:
+            return f" (shapes {tuple(self.rebuilt.shape)} and {tuple(self.actual.shape)})"
         rebuilt = self.rebuilt.double()
-        seen = self.seen.double() - (0 if self.base is None else self.base.double())
-        scale = float((rebuilt * seen).sum() / rebuilt.square().sum().clamp(min=1e-300))
+        actual = self.actual.double() - (0 if self.base is None else self.base.double())
+        scale = float((rebuilt * actual).sum() / rebuilt.square().sum().clamp(min=1e-300))
         is_scaled = (
-            error_of(scale * rebuilt, seen) < 1e-2 and min(abs(scale), abs(scale - 1)) > 1e-2
+            error_of(scale * rebuilt, actual) < 1e-2 and min(abs(scale), abs(scale - 1)) > 1e-2
         )
         return f"; it is {scale:.4g} times that" if is_scaled else ""
 
 
-def error_of(rebuilt: Tensor, seen: Tensor) -> float:
-    """Largest difference, relative to the largest value seen; infinite where shapes differ."""
-    if rebuilt.shape != seen.shape:
+def error_of(rebuilt: Tensor, actual: Tensor) -> float:
+    """Largest difference, relative to the largest actual value; infinite where shapes differ."""
+    if rebuilt.shape != actual.shape:
         return float("inf")
-    rebuilt, seen = rebuilt.double(), seen.double()
-    largest = float(seen.abs().max()) or 1.0
-    return float(torch.nan_to_num((rebuilt - seen).abs(), nan=torch.inf).max()) / largest
+    rebuilt, actual = rebuilt.double(), actual.double()
+    largest = float(actual.abs().max()) or 1.0
+    return float(torch.nan_to_num((rebuilt - actual).abs(), nan=torch.inf).max()) / largest
 
 
 def compared(name: str, pairs: Iterable[Compared], tolerance: float, detail: str) -> Check:
-    """A check that all pairs are equal; a failure tells the first that is not."""
+    """A check that all pairs are equal; a failure names the first that is not."""
     worst = 0.0
     for pair in pairs:
         error = pair.error()
         worst = max(worst, error)
         if not error <= tolerance:
-            said = pair.meaning + pair.explanation()
-            return Check(name, "fail", error, tolerance, said)
+            return Check(name, "fail", error, tolerance, pair.meaning + pair.explanation())
     return Check(name, "ok", worst, tolerance, detail)
 
 
 def not_applicable(name: str, why: str) -> Check:
-    """A check that this model gives no occasion for."""
+    """A check that does not apply to this model."""
     return Check(name, "not_applicable", detail=why)
 
 
 class Evidence:
-    """Everything read in one pass over prompts of equal length, and the parts that made it."""
+    """Everything read in one pass over prompts of equal length, and the modules that made it."""
 
     def __init__(self, model: Model, batch: Batch) -> None:
         self.model, self.batch = model, batch
@@ -141,7 +140,7 @@ class Evidence:
         self.values = model.read(batch, names, positions="all").values
 
     def at(self, kind: str, block: int | None = None) -> Tensor:
-        """What was read, ``[batch, token, *site]``."""
+        """The values at a site, ``[batch, token, *site]``."""
         return self.values[Site(kind, block=block)]
 
     @property
@@ -169,8 +168,8 @@ class Evidence:
 def verify_map(model: Model) -> None:
     """Proves, at load, the map of a family that is not in the table, by one pass.
 
-    Where it does not hold, the model keeps its ``module:`` sites, and a named site raises what was
-    found.
+    Where a proof fails, the model keeps its ``module:`` sites only, and any other site raises the
+    proof's error.
     """
     if model.wiring is None or model.wiring.family in FAMILIES:
         return
@@ -189,12 +188,12 @@ def verify_map(model: Model) -> None:
 
 
 def attempt(names: Sequence[str], prove: Callable[[], list[Check]]) -> list[Check]:
-    """What a proof finds; where a site cannot even be read, the first check says why."""
+    """The checks of a proof; where a site cannot even be read, the first check says why."""
     try:
         return prove()
     except (OffkeyError, RuntimeError, TypeError, AttributeError) as error:
-        said = " ".join(f"{error}".split()) or type(error).__name__
-        failed = Check(names[0], "fail", detail=f"cannot be carried out ({said})")
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        failed = Check(names[0], "fail", detail=f"cannot be carried out ({reason})")
         return [failed, *(not_applicable(name, f"{names[0]} failed") for name in names[1:])]
 
 
@@ -224,17 +223,17 @@ def prove_residual_steps(evidence: Evidence) -> Check:
             where = f"block {number}: what is added to the residual"
             if "resid_mid" in evidence.wiring.kinds:
                 middle = evidence.at("resid_mid", number)
-                said = f"{where} before the MLP is not the output of {attn_path}"
-                yield Compared(attn, middle, said, base=start)
-                said = f"{where} after attention is not the output of {mlp_path}"
-                yield Compared(mlp, end, said, base=middle)
+                meaning = f"{where} before the MLP is not the output of {attn_path}"
+                yield Compared(attn, middle, meaning, base=start)
+                meaning = f"{where} after attention is not the output of {mlp_path}"
+                yield Compared(mlp, end, meaning, base=middle)
             else:
                 yield Compared(
                     attn + mlp, end, f"{where} is not {attn_path} + {mlp_path}", base=start
                 )
             if number < evidence.last:
-                said = f"something happens between blocks {number} and {number + 1}"
-                yield Compared(evidence.at("resid_pre", number + 1), end, said)
+                meaning = f"something happens between blocks {number} and {number + 1}"
+                yield Compared(evidence.at("resid_pre", number + 1), end, meaning)
 
     detail = "each block adds attn_out and mlp_out to its input, unscaled"
     return compared("residual steps", pairs(), 4 * evidence.eps, detail)
@@ -250,14 +249,16 @@ def prove_norms(evidence: Evidence) -> Check:
             where = f"block {number}: "
             if attn_norm is not None:
                 norm = block.module.get_submodule(attn_norm)
-                said = f"{where}attention is not given {evidence.path('attn_norm')} of resid_pre"
+                meaning = (
+                    f"{where}attention is not given {evidence.path('attn_norm')} of resid_pre"
+                )
                 yield Compared(
-                    norm(evidence.at("resid_pre", number)), evidence.at("attn_in", number), said
+                    norm(evidence.at("resid_pre", number)), evidence.at("attn_in", number), meaning
                 )
             if block.mlp_norm is not None:
-                said = f"{where}the MLP is not given {evidence.path('mlp_norm')} of {middle}"
+                meaning = f"{where}the MLP is not given {evidence.path('mlp_norm')} of {middle}"
                 given = block.mlp_norm(evidence.at(middle, number))
-                yield Compared(given, evidence.at("mlp_in", number), said)
+                yield Compared(given, evidence.at("mlp_in", number), meaning)
 
     detail = "sublayers are given the norm of the residual"
     return compared("norms", pairs(), 4 * evidence.eps, detail)
@@ -276,9 +277,9 @@ def prove_heads(evidence: Evidence, *, whole: bool = False) -> Check:
             through = evidence.path("o_proj") + (
                 "" if plain else f" and {evidence.path('attn_out')}"
             )
-            said = f"block {number}: the heads through {through} do not give attn_out.{number}"
+            meaning = f"block {number}: the heads through {through} do not give attn_out.{number}"
             rebuilt = total if plain else block.attn_out(total)
-            yield Compared(rebuilt, evidence.at("attn_out", number), said)
+            yield Compared(rebuilt, evidence.at("attn_out", number), meaning)
 
     detail = "the heads through the output projection, summed, give attn_out"
     return compared("heads", pairs(), (4 if whole else 64) * evidence.eps, detail)
@@ -299,8 +300,8 @@ def prove_final(evidence: Evidence) -> Check:
     norm = evidence.wiring.final_norm
     if norm is None:
         return not_applicable("final", "there is no norm after the last block")
-    said = f"final is not {evidence.path('final_norm')} of resid_post.{evidence.last}"
-    pair = Compared(norm(evidence.at("resid_post", evidence.last)), evidence.at("final"), said)
+    meaning = f"final is not {evidence.path('final_norm')} of resid_post.{evidence.last}"
+    pair = Compared(norm(evidence.at("resid_post", evidence.last)), evidence.at("final"), meaning)
     return compared(
         "final", [pair], 4 * evidence.eps, "the final norm of the last residual is final"
     )

@@ -13,8 +13,8 @@ from offkey.estimate.gaussian import (
     through_blocks,
 )
 from offkey.models import Edit, Model
+from offkey.testing.random_models import batch_of, random_model
 from tests.estimate.gaussian.planted import random_normal
-from tests.models.families_zoo import batch_of, random_model
 
 
 def batch(rows=8):

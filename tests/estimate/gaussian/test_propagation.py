@@ -17,8 +17,8 @@ from offkey.estimate.gaussian import (
     register,
 )
 from offkey.models import Model
+from offkey.testing.random_models import random_module
 from tests.estimate.gaussian.planted import assert_sampled, random_normal
-from tests.models.families_zoo import random_module
 
 
 def he_network(width, depth, seed=0):
