@@ -131,7 +131,7 @@ def _drawn(
     generator: torch.Generator,
 ) -> Normal:
     """Replaces the last token at one site by draws, and reads the next site."""
-    contexts = _tiled(contexts, max(1, min(_ROWS, settings.draws) // len(contexts)))
+    contexts = contexts.repeat(max(1, min(_ROWS, settings.draws) // len(contexts)))
     repeats = -(-settings.draws // len(contexts))
     rows = normal.sample(repeats * len(contexts), generator)
     before, after = sites
@@ -144,16 +144,6 @@ def _drawn(
         made.append(added)
 
     return _summed(normal, rows, torch.cat(made))
-
-
-def _tiled(batch: Batch, times: int) -> Batch:
-    """The same prompts several times over, so that a pass is not too small."""
-    inputs = {name: torch.cat([x] * times) for name, x in batch.inputs.items()}
-    mask = None if batch.mask is None else torch.cat([batch.mask] * times)
-    positions = None if batch.positions is None else torch.cat([batch.positions] * times)
-    ids = tuple(f"{name} #{turn}" for turn in range(times) for name in batch.ids)
-
-    return Batch(inputs, ids=ids, mask=mask, positions=positions)
 
 
 def _summed(normal: Normal, rows: Float[Tensor, "n d"], added: Float[Tensor, "n d"]) -> Normal:
