@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.contracts.edit import append
 
 from offkey.errors import BadValue
 from offkey.models import Edit, Model
+from offkey.testing.edit import append
 from offkey.testing.family import close, hook_count
 from offkey.testing.random_models import (
     DETECTED,
