@@ -24,8 +24,20 @@ def free(home, tmp_path):
 
 def arguments(home, free, out, *more, target=None):
     path, single = free
-    return ("risk", "-m", home / "model", "--prompt", "user: the answer", "--free", path,
-            "--target", target or single[0], "--out", out, *more)  # fmt: skip
+    return (
+        "risk",
+        "-m",
+        home / "model",
+        "--prompt",
+        "user: the answer",
+        "--free",
+        path,
+        "--target",
+        target or single[0],
+        "--out",
+        out,
+        *more,
+    )
 
 
 def test_every_method_is_reported_with_its_resolution(offkey, home, free, tmp_path):
