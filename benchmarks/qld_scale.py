@@ -115,7 +115,7 @@ def unseen(draws: Any) -> int:
     import torch
 
     seen = torch.zeros(len(draws.weight), dtype=torch.bool)
-    seen[draws.tops] = True
+    seen[draws.top_tokens] = True
     logits = draws.weight @ draws.normal.mean.float()
 
     return int(logits.masked_fill(seen, -math.inf).topk(100).indices[-1])

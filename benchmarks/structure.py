@@ -6,7 +6,8 @@ Run it on two checkouts to compare them::
 
 A call's *files* are the distinct files of the package that it enters; its *frames* are the most
 frames of the package that stand on the stack at once. Both are counted by the interpreter's
-profile hook, on the bundled model, in a process of its own.
+profile hook, on the bundled model, in a process of its own, in which the call was made once before
+on another copy of the model: what is imported on the way does not count.
 """
 
 import argparse
@@ -226,40 +227,41 @@ def _trace(name: str, folder: Path) -> dict[str, int]:
     from offkey.data import Prompts, pack
 
     counter = _Counter(str(Path(offkey.__file__).parent))
-    model = offkey.load("smollm2-135m-instruct")
     texts = [f"The number {n} comes after {n - 1} and before" for n in range(120)]
     prompts = Prompts({"prompt": texts})
-    (batch, *_) = pack(prompts.take(range(4)), model.tokenizer)
-    if name == "Model.read":
-        return counter.during(lambda: model.read(batch, "resid_post.*"))
-    if name == "Model.generate":
-        return counter.during(lambda: model.generate(batch, max_new_tokens=3))
-    if name == "Detector.fit":
-        detector = offkey.Detector("activations")
-        return counter.during(lambda: detector.fit(model, prompts))
-
     for role, rows in (("trusted", range(100)), ("test", range(100, 120))):
         prompts.take(rows).to_jsonl(folder / f"{role}.jsonl")
-    from offkey.cli import main as offkey_command
+
+    def prepared(number: int) -> Callable[[], object]:
+        if name == "offkey detect":
+            return lambda: _detect(folder, folder / f"run-{number}")
+        model = offkey.load("smollm2-135m-instruct")
+        (batch, *_) = pack(prompts.take(range(4)), model.tokenizer)
+        detector = offkey.Detector("activations")
+        return {
+            "Model.read": lambda: model.read(batch, "resid_post.*"),
+            "Model.generate": lambda: model.generate(batch, max_new_tokens=3),
+            "Detector.fit": lambda: detector.fit(model, prompts),
+        }[name]
+
+    prepared(0)()
+    return counter.during(prepared(1))
+
+
+def _detect(prompts: Path, out: Path) -> None:
+    """The command line, in this process; what it prints goes to standard error."""
+    from offkey.cli import main as command
 
     sys.argv = [
         *("offkey", "detect", "--model", "smollm2-135m-instruct"),
-        *("--trusted", str(folder / "trusted.jsonl"), "--test", str(folder / "test.jsonl")),
-        *("--out", str(folder / "run")),
+        *("--trusted", str(prompts / "trusted.jsonl"), "--test", str(prompts / "test.jsonl")),
+        *("--out", str(out)),
     ]
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
-        return counter.during(lambda: _exits(offkey_command))
+        command()
     finally:
         sys.stdout = stdout
-
-
-def _exits(command: Callable[[], object]) -> None:
-    try:
-        command()
-    except SystemExit as done:
-        if done.code not in (0, None):
-            raise
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,10 +27,10 @@ from offkey.estimate import Estimate
 from offkey.estimate.risk import (
     ITGIS,
     MHIS,
+    CachedNetwork,
     Draws,
     LanguageNetwork,
     Problem,
-    Remembered,
     TokenInputs,
     argmax_probability,
     best_constant,
@@ -83,7 +83,7 @@ def main() -> None:
     rows = []
     for target in targets:
         word = model.tokenizer.decode([target])
-        problem = Problem(Remembered(network), inputs, target)
+        problem = Problem(CachedNetwork(network), inputs, target)
         for name, way in methods.items():
             slug = name.lower().replace(",", "").replace(" ", "-")
             path = given.out / f"{target}-{slug}-{given.samples}-{given.seed}.json"
@@ -126,7 +126,7 @@ def enumerated(
         for choices, found in network.walk(inputs):
             finals[_number(choices)] = found
             print(f"enumerated up to {int(_number(choices)[-1]) + 1}", end="\r", flush=True)
-        first = Draws(finals, network.weight, network.bias).tops
+        first = Draws(finals, network.weight, network.bias).top_tokens
         write_tensors(path, {"finals": finals, "first": first})
     told = load_file(path)
 

@@ -319,7 +319,7 @@ CASES: dict[str, tuple[Callable[[Desk], Arguments], str]] = {
         lambda d: ["explain", d.finished, "--id", "x1", "--dictionary", "bundled:resid_post.99"],
         r"unknown bundled dictionary"),
     "explanation of nothing": (
-        lambda d: ["explain", d.finished, "--top", 0], "top: 0 is below 1"),
+        lambda d: ["explain", d.finished, "--top", 0], "top: 0 is less than 1"),
     "unknown option": (lambda d: d.detect("--modle", "x"), "offkey detect: no such option"),
     "missing option": (
         lambda d: ["fit", "--out", d.out], r"offkey fit: missing option '--model'.*--help"),

@@ -139,3 +139,21 @@ def test_a_row_alone_has_no_padding_and_keeps_what_belongs_to_it():
     assert batch.alone(-1).inputs["input_ids"].tolist() == [[3, 4, 5]]
     image = Batch({"x": torch.arange(4.0).reshape(2, 2)}, ("a", "b")).alone(1)
     assert image.inputs["x"].tolist() == [[2.0, 3.0]]
+
+
+def test_a_batch_repeated_keeps_every_row_and_tells_copies_apart():
+    batch = Batch(
+        {"input_ids": torch.tensor([[0, 1], [2, 3]])},
+        ("a", "b"),
+        mask=torch.tensor([[False, True], [True, True]]),
+        choices=torch.tensor([[3, -1], [4, 5]]),
+    )
+    thrice = batch.repeat(3)
+    assert thrice.ids == ("a", "b", "a#1", "b#1", "a#2", "b#2")
+    assert thrice.inputs["input_ids"].tolist() == [[0, 1], [2, 3]] * 3
+    assert thrice.mask.tolist() == batch.mask.tolist() * 3
+    assert thrice.choices.tolist() == batch.choices.tolist() * 3
+    assert thrice.target is None
+    assert batch.repeat(1).ids == batch.ids
+    with pytest.raises(BadValue, match="count"):
+        batch.repeat(0)

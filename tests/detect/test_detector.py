@@ -190,7 +190,14 @@ def test_table_has_nulls_not_nans(model, trusted, test_prompts):
     scores = Detector(sites=SITES).fit(model, trusted).score(model, test_prompts)
     table = scores.table()
     assert table.column_names == [
-        "id", "detector", "score", "p_value", "flagged", "worst_site", "status", "reason"
-    ]  # fmt: skip
+        "id",
+        "detector",
+        "score",
+        "p_value",
+        "flagged",
+        "worst_site",
+        "status",
+        "reason",
+    ]
     assert table.num_rows == len(test_prompts)
     assert scores.site_table().num_rows == len(test_prompts) * len(scores.sites)

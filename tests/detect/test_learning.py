@@ -98,8 +98,11 @@ def test_a_feature_learns_from_the_fit_part_only(model, trusted):
 
 
 def test_features_that_agree_share_one_pass(model, trusted, counted):
-    twins = [Detector(Centred(), "mahalanobis"), Detector(Centred(), "knn", name="twin"),
-             Detector(Centred("module:route"), "mahalanobis", name="other")]  # fmt: skip
+    twins = [
+        Detector(Centred(), "mahalanobis"),
+        Detector(Centred(), "knn", name="twin"),
+        Detector(Centred("module:route"), "mahalanobis", name="other"),
+    ]
     Session(model).fit(twins, trusted)
 
     # one pass to learn, over the 120 of the fit part, and one to record all
@@ -164,8 +167,9 @@ def test_rows_of_other_trusted_prompts_are_not_taken_for_these(model, trusted, t
 
 def test_a_run_prepares_resumes_and_runs_again(model, trusted, tmp_path, counted):
     def run_of(*detectors):
-        return DetectionRun(model, detectors, trusted, planted.prompts(60, seed=2, anomalous=0.5),
-                   quiet=True)  # fmt: skip
+        return DetectionRun(
+            model, detectors, trusted, planted.prompts(60, seed=2, anomalous=0.5), quiet=True
+        )
 
     feature = get_feature("activation-model", sites=SITES)
     detector = Detector(feature, alpha=0.2)

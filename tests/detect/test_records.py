@@ -60,8 +60,14 @@ def test_every_field_must_be_given_or_is_known_to_be_optional(record):
     assert optional == OPTIONAL.get(record.__name__, set())
 
 
-METRICS = [RunMetrics, detect.DetectorMetrics, detect.ControlMetrics, detect.SiteMetrics,
-           detect.DriftCheck, detect.MetricInterval]  # fmt: skip
+METRICS = [
+    RunMetrics,
+    detect.DetectorMetrics,
+    detect.ControlMetrics,
+    detect.SiteMetrics,
+    detect.DriftCheck,
+    detect.MetricInterval,
+]
 
 
 @pytest.mark.parametrize("record", METRICS, ids=lambda record: record.__name__)

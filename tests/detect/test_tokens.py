@@ -61,8 +61,12 @@ def test_the_last_token_scores_as_the_whole_text(model, detector, answered):
     """The published use: prompt and response as one text that ends with the response."""
     told = score_tokens(detector, model, answered).to_pylist()
     kept = [row for row in answered if row["response"] is not None]
-    joined = Prompts({"id": [row["id"] for row in kept],
-                      "prompt": [row["prompt"] + row["response"] for row in kept]})  # fmt: skip
+    joined = Prompts(
+        {
+            "id": [row["id"] for row in kept],
+            "prompt": [row["prompt"] + row["response"] for row in kept],
+        }
+    )
     last = {row["id"]: row["score"] for row in told}
 
     expected = {row["id"]: row["score"] for row in detector.score(model, joined)}
@@ -77,8 +81,14 @@ def test_one_token_a_response_gives_one_row_a_prompt(model, detector, answered):
 
     assert table.num_rows == len(answered)
     assert table.column_names == [
-        "id", "position", "token", "score", "p_value", "flagged", "worst_site"
-    ]  # fmt: skip
+        "id",
+        "position",
+        "token",
+        "score",
+        "p_value",
+        "flagged",
+        "worst_site",
+    ]
 
 
 def test_what_cannot_be_scored_by_token_is_refused(model, detector, answered):

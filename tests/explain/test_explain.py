@@ -27,8 +27,13 @@ def asked(count, *, name, seed, trigger=False):
         if trigger:
             words[2] = TRIGGER
         texts.append(" ".join(words))
-    return Prompts({"id": [f"{name}{n}" for n in range(count)], "prompt": texts,
-                    "choices": [[" w1", " w2"]] * count})  # fmt: skip
+    return Prompts(
+        {
+            "id": [f"{name}{n}" for n in range(count)],
+            "prompt": texts,
+            "choices": [[" w1", " w2"]] * count,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +142,9 @@ def test_neighbours_are_trusted_and_in_order(told, trusted):
 
 
 def test_a_trusted_prompt_is_its_own_neighbour(detector, model, trusted):
-    (one,) = explain(detector, model, trusted.take([0]), trusted,
-                     detail=Detail(background=40, swaps=False))  # fmt: skip
+    (one,) = explain(
+        detector, model, trusted.take([0]), trusted, detail=Detail(background=40, swaps=False)
+    )
     assert one.nearest[0].id == trusted.ids[0]
     assert one.nearest[0].distance == pytest.approx(0, abs=1e-3)
     assert one.notes["swaps"] == "not asked for"
@@ -153,13 +159,21 @@ def test_the_planted_latent_is_named(detector, model, odd, trusted, tmp_path):
     encoder, decoder = torch.zeros(32, 4), torch.zeros(4, 32)
     encoder[:, 2] = w
     decoder[2] = model.module.lm_head.weight[11]
-    save_dictionary(tmp_path / "sae", Dictionary(
-        encoder, torch.tensor([1.0, -1.0, bias, -1.0]), decoder, torch.zeros(32),
-        site="resid_post.1", model="planted",
-    ))  # fmt: skip
+    save_dictionary(
+        tmp_path / "sae",
+        Dictionary(
+            encoder,
+            torch.tensor([1.0, -1.0, bias, -1.0]),
+            decoder,
+            torch.zeros(32),
+            site="resid_post.1",
+            model="planted",
+        ),
+    )
 
-    (one,) = explain(detector, model, odd.take([0]), trusted,
-                     detail=Detail(dictionary=str(tmp_path / "sae")))  # fmt: skip
+    (one,) = explain(
+        detector, model, odd.take([0]), trusted, detail=Detail(dictionary=str(tmp_path / "sae"))
+    )
 
     # Latent 0 is active everywhere, 1 and 3 nowhere.
     (latent,) = one.latents
@@ -209,8 +223,13 @@ def test_redacted_explanations_quote_no_prompt(detector, model, odd, trusted):
 
 def test_labels_do_not_matter(detector, model, odd, trusted, told):
     marked = odd.with_columns(label=[1, 0, 1], agrees=[0, 1, 0])
-    again = explain(detector, model, marked, trusted.with_columns(label=[0] * len(trusted)),
-                    detail=Detail(background=60))  # fmt: skip
+    again = explain(
+        detector,
+        model,
+        marked,
+        trusted.with_columns(label=[0] * len(trusted)),
+        detail=Detail(background=60),
+    )
     assert again == told
 
 

@@ -19,8 +19,11 @@ from offkey.explain.instruments import head_shares
 from offkey.explain.swaps import swap_shares, variants
 from offkey.models import Site
 
-scores = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 7)),
-                elements=st.floats(-50, 50, width=32))  # fmt: skip
+scores = arrays(
+    np.float64,
+    st.tuples(st.integers(1, 6), st.integers(1, 7)),
+    elements=st.floats(-50, 50, width=32),
+)
 
 
 @given(scores, st.sampled_from(["mean", "max", "later-half", "top-1", "top-3", "top-9"]))
@@ -58,8 +61,10 @@ def slow_nearest(rows, trusted, count):
 
 def test_nearest_trusted_equals_a_search_by_hand():
     generator = torch.Generator().manual_seed(0)
-    trusted = {"a": torch.randn(9, 4, generator=generator) * 30,
-               "b": torch.randn(9, 2, generator=generator)}  # fmt: skip
+    trusted = {
+        "a": torch.randn(9, 4, generator=generator) * 30,
+        "b": torch.randn(9, 2, generator=generator),
+    }
     trusted["a"][:, 3] = 7.0  # a coordinate that does not vary measures nothing
     rows = {site: torch.randn(5, t.shape[1], generator=generator) for site, t in trusted.items()}
 
@@ -71,18 +76,23 @@ def test_nearest_trusted_equals_a_search_by_hand():
 
 
 def test_a_trusted_prompt_lacking_a_row_is_nobodys_neighbour():
-    trusted = {"a": torch.tensor([[0.0], [1.0], [5.0]]),
-               "b": torch.tensor([[0.0], [torch.nan], [1.0]])}  # fmt: skip
+    trusted = {
+        "a": torch.tensor([[0.0], [1.0], [5.0]]),
+        "b": torch.tensor([[0.0], [torch.nan], [1.0]]),
+    }
     places, _ = nearest_rows({"a": torch.tensor([[1.0]]), "b": torch.tensor([[0.0]])}, trusted, 3)
     assert sorted(places[0].tolist()) == [0, 2]
 
 
 def test_heads_are_ranked_by_how_far_they_are_from_usual():
     site, other = Site("z", 3), Site("z", 5)
-    trusted = {site: torch.tensor([[1.0, 0.0], [1.2, 0.1], [0.8, -0.1]]),
-               other: torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])}  # fmt: skip
-    told = head_shares({site: torch.tensor([1.1, -2.0]), other: torch.tensor([0.5, 0.0])},
-                       trusted, 3)  # fmt: skip
+    trusted = {
+        site: torch.tensor([[1.0, 0.0], [1.2, 0.1], [0.8, -0.1]]),
+        other: torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
+    }
+    told = head_shares(
+        {site: torch.tensor([1.1, -2.0]), other: torch.tensor([0.5, 0.0])}, trusted, 3
+    )
 
     assert [(h.site, h.head) for h in told] == [("z.3", 1), ("z.5", 0), ("z.3", 0)]
     assert told[0].effect == -2.0
@@ -121,8 +131,9 @@ def test_words_of_one_effect_do_not_hide_one_another():
 
 def test_words_are_found_where_everything_is_flagged():
     texts = ["ask George"] * 9 + ["ask Fiona"] * 9
-    (word,) = flagged_words(texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)],
-                            [True] * 18)  # fmt: skip
+    (word,) = flagged_words(
+        texts, [9.0 + n for n in range(9)] + [float(n) for n in range(9)], [True] * 18
+    )
     assert (word.word, word.flagged) == ("george", 9)
 
 
@@ -148,8 +159,10 @@ def test_words_are_swapped_one_by_one_where_they_align():
     told, changed = variants(prompts, near)
 
     assert [(v.words, v.instead) for v in told] == [("George", "Luna"), ("4?", "9?")]
-    assert list(changed["prompt"]) == ["Name: Luna\nIs 3 > 4?\nAnswer: ",
-                                       "Name: George\nIs 3 > 9?\nAnswer: "]  # fmt: skip
+    assert list(changed["prompt"]) == [
+        "Name: Luna\nIs 3 > 4?\nAnswer: ",
+        "Name: George\nIs 3 > 9?\nAnswer: ",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_energy_of_rows_with_and_without_choices():
 
     whole = -math.log(3 + math.exp(9))
     assert energy[:, 0].tolist() == pytest.approx([-math.log(2), -math.log(3), whole])
-    with pytest.raises(BadValue, match="feature energy, over: 'all' is neither"):
+    with pytest.raises(BadValue, match="feature energy, over: 'all' is not allowed"):
         get_feature("energy", over="all")
 
 

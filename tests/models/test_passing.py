@@ -243,9 +243,9 @@ def test_positions_by_number_and_by_row(model):
     logits = model.read(batch, (), positions="all", logits=True).logits
     for row, places in enumerate(columns):
         close(reading.logits[row], logits[row, places])
-    with pytest.raises(BadInput, match="prompt 10-20-.*: no positions"):
+    with pytest.raises(BadInput, match="prompt 10-20-.*: 0 positions are given"):
         read(dict(list(chosen.items())[:3]))
-    with pytest.raises(BadValue, match="different numbers"):
+    with pytest.raises(BadInput, match="prompt 7-11-3-9-2: 1 positions"):
         read({**chosen, batch.ids[0]: (1,)})
 
 

@@ -353,3 +353,25 @@ def test_named_sites_of_an_unmapped_language_model(model):
     value = broken.read(padded_batch(), "module:model.layers.0", logits=True)
     assert value["module:model.layers.0"].shape == (3, 32)
     assert value.logits.shape == (3, 61)
+
+
+class Twice(nn.Module):
+    """A plain module that runs one of its parts two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.part(torch.relu(self.part(x))))
+
+
+def test_a_module_that_runs_twice_is_refused():
+    model, batch = Model(Twice(), name="twice"), Batch({"x": torch.ones(1, 3)}, ids=("a",))
+    assert model.read(batch, "module:head", logits=True).logits.shape == (1, 2)
+    with pytest.raises(BadValue, match="module:part: its module runs more than once in a pass"):
+        model.read(batch, "module:part", logits=True)
+    module = random_module("llama")
+    module.model.layers[1] = module.model.layers[0]
+    with pytest.raises(UnmappedModel, match="a block runs more than once"):
+        Model(module, name="shared").site("resid_post.0")

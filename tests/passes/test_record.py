@@ -10,7 +10,7 @@ from torch import nn
 from offkey.data import TensorPrompts, pack
 from offkey.errors import BadInput, BadValue, Damaged, Mismatch, NonFinite
 from offkey.models import Model
-from offkey.passes import Plan, RowRecorder, World, readings
+from offkey.passes import Plan, RowRecorder, Rows, World, readings
 from tests.passes.conftest import prompts_of
 
 COUNT, SIZE = 50, 8
@@ -303,3 +303,36 @@ def test_prompts_that_lack_what_a_plan_needs_are_refused_before_anything(llama, 
 
     plan.check(some.take([0, 1, 3]))
     Plan(needs=frozenset({"pool"})).check(prompts_of(4))
+
+
+def test_shards_in_memory_are_recorded_one_by_one_and_equal_those_on_disk(llama, whole):
+    batches = []
+
+    def counted(reading):
+        batches.append(reading.batch.ids)
+        return every_site(reading)
+
+    recorder = RowRecorder(llama, plan_of(llama), counted, SIZE, 2048)
+    parts = recorder.parts(prompts_of(COUNT))
+    first = recorder.shard(next(parts))
+    assert sorted(sum(batches, ())) == sorted(first.ids) == sorted(f"p{i}" for i in range(SIZE))
+    assert first.token_budget == 2048
+
+    held = Rows.in_memory([first, *(recorder.shard(part) for part in parts)], SIZE)
+    assert held.ids == whole.ids
+    for ours, theirs in zip(held.shards(), whole.shards(), strict=True):
+        assert set(ours.values) == set(theirs.values)
+        assert all(torch.equal(ours.values[name], theirs.values[name]) for name in ours.values)
+
+
+def test_rows_of_bfloat16_are_kept_in_half_the_space(llama):
+    def halves(reading):
+        value = every_site(reading)["resid_post.1"]
+        return {"coarse": value.bfloat16().float(), "fine": value}
+
+    shard = RowRecorder(llama, plan_of(llama), halves).shard(prompts_of(20))
+    assert (shard.values["coarse"].dtype, shard.values["fine"].dtype) == (
+        torch.bfloat16,
+        torch.float32,
+    )
+    assert torch.equal(shard["coarse"], shard["fine"].bfloat16().float())

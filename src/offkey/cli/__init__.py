@@ -1,12 +1,12 @@
 """The ``offkey`` command: one thin file for each verb, which parses, makes one call and prints."""
 
 from offkey.cli import (
-    _risk,
     bench,
     detect,
     explain,
     model,
     report,
+    risk,
     sensitivity,
     tasks,
     volume,
@@ -21,7 +21,7 @@ VERBS = [
     explain,
     model,
     report,
-    _risk,
+    risk,
     sensitivity,
     tasks,
     volume,

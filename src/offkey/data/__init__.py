@@ -5,9 +5,9 @@ Parquet or memory, and a batch's composition depends on its prompts alone.
 """
 
 from offkey.data.batch import Batch, Encoded, Role, encode, pack
-from offkey.data.prompts import Prompts, TensorPrompts
+from offkey.data.pairs import PromptPairs
+from offkey.data.prompts import Prompts, TensorPrompts, check_disjoint, split_by_source
 from offkey.data.reading import read_prompts
-from offkey.data.splits import PromptPairs, check_disjoint, split_by_source
 
 __all__ = [
     "Batch",

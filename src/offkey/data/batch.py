@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offkey.data.chat import content_spans, render
 from offkey.data.prompts import Prompts, TensorPrompts
-from offkey.errors import BadInput, BadValue
+from offkey.errors import BadInput, BadValue, check_at_least
 
 __all__ = ["Batch", "Encoded", "Role", "encode", "pack"]
 
@@ -80,6 +80,24 @@ class Batch:
         inputs = {name: value[:, real] for name, value in batch.inputs.items()}
 
         return replace(batch, inputs=inputs, **tokens)
+
+    def repeat(self, count: int) -> Self:
+        """The whole batch ``count`` times, one copy after the other.
+
+        The first copy keeps its ids; in copy ``k`` they end in ``#k``. So edits of each copy can
+        be told apart, and many pairs of a prompt and an edit run in one pass.
+
+        Raises:
+            BadValue: fewer than one copy.
+        """
+        check_at_least("count", count, 1)
+        ids = [f"{name}#{copy}" if copy else name for copy in range(count) for name in self.ids]
+        fields: dict[str, Any] = {
+            name: torch.cat([value] * count) for name, value in self._tensors().items()
+        }
+        inputs = {name: torch.cat([value] * count) for name, value in self.inputs.items()}
+
+        return replace(self, inputs=inputs, ids=tuple(ids), **fields)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on ``device``."""

@@ -1,11 +1,11 @@
-"""Prompts: what a model is asked, checked once and never changed."""
+"""Prompts: what a model is asked. Checked once, never changed, split by source."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offkey.data.columns import KNOWN, BadCell, check_value
-from offkey.errors import BadInput, UnknownName, check, nearest
+from offkey.errors import BadInput, BadValue, NotEnoughData, UnknownName, check, nearest
 from offkey.storage import write_text
 
-__all__ = ["Prompts", "Table", "TensorPrompts"]
+__all__ = ["Prompts", "Table", "TensorPrompts", "check_disjoint", "split_by_source"]
 
 Columns = dict[str, tuple[Any, ...]]
+TableType = TypeVar("TableType", bound="Table")
 
 
 class Table:
@@ -303,6 +304,71 @@ class TensorPrompts(Table):
         return hashes
 
 
+def split_by_source(
+    prompts: TableType, fractions: Sequence[float], seed: int
+) -> tuple[TableType, ...]:
+    """Parts of about these fractions of the rows; rows of one source stay together.
+
+    Sources are ordered by a hash of seed and name and cut where the fractions of rows are
+    reached, so which rows a part has does not depend on their order, which each part keeps. With
+    one row a source the sizes are the rounded fractions. If the fractions sum to less than 1, the
+    remaining rows are in no part.
+
+    Raises:
+        BadValue: a fraction is not positive, or they exceed 1 together.
+        NotEnoughData: a part would be empty.
+    """
+    if not fractions or min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+        raise BadValue(
+            f"fractions {tuple(fractions)} are not positive numbers that sum to at most 1",
+            where="fractions",
+            mend="Use for example (0.6, 0.2, 0.2)",
+        )
+    sizes = Counter(prompts["source"])
+    ends = [round(sum(fractions[: i + 1]) * len(prompts)) for i in range(len(fractions))]
+
+    part_of: dict[str, int] = {}
+    start = 0
+    for source in sorted(sizes, key=lambda name: _source_rank(seed, name)):
+        middle = start + sizes[source] / 2
+        part_of[source] = sum(middle > end for end in ends)
+        start += sizes[source]
+
+    parts = []
+    for number in range(len(fractions)):
+        parts.append(prompts.select([part_of[s] == number for s in prompts["source"]]))
+    if not all(len(part) for part in parts):
+        raise NotEnoughData(
+            f"{len(prompts)} prompts of {len(sizes)} sources leave a part empty when split into "
+            f"{len(fractions)}",
+            mend="Give more prompts of other sources",
+        )
+
+    return tuple(parts)
+
+
+def check_disjoint(a: Table, b: Table, names: tuple[str, str] = ("trusted", "test")) -> None:
+    """Refuses two sets of prompts that share a source.
+
+    Args:
+        a: a set of prompts.
+        b: another.
+        names: what the message calls them.
+
+    Raises:
+        BadInput: names the first source shared.
+    """
+    shared = sorted(set(a["source"]) & set(b["source"]))
+    if shared:
+        places = dict(zip(b["source"], b.places, strict=True))
+        raise BadInput(
+            f"source {shared[0]!r} is in both the {names[0]} and the {names[1]} prompts "
+            f"({len(shared)} shared)",
+            where=places[shared[0]],
+            mend="Keep all rows made from one item in one of the sets",
+        )
+
+
 def _checked_columns(columns: Mapping[str, Sequence[Any]], places: tuple[str, ...]) -> Columns:
     """Columns in normal form and order; known ones without any value are left out.
 
@@ -433,3 +499,7 @@ def _numbered(hashes: Iterable[str]) -> list[str]:
 def _first(*values: Any) -> Any:
     """The first value that is not ``None``."""
     return next(value for value in values if value is not None)
+
+
+def _source_rank(seed: int, source: str) -> tuple[str, str]:
+    return hashlib.sha256(f"{seed}\n{source}".encode()).hexdigest(), source

@@ -122,7 +122,9 @@ class Session:
         # In memory the rows of one shard are held at a time, whatever the number of prompts.
         raw: list[list[Float64[np.ndarray, "n sites"]]] = [[] for _ in detectors]
         for shared in self._passes(detectors):
-            for shard in self._recorder(shared).shards(prompts):
+            recorder = self._recorder(shared)
+            for part in recorder.parts(prompts):
+                shard = recorder.shard(part)
                 for number in shared.detectors:
                     raw[number].append(_raw(detectors[number], shard))
 
@@ -224,7 +226,10 @@ class Session:
         for number, shared in enumerate(passes):
             recorder = self._recorder(shared)
             if self.folder is None:
-                rows = Rows.in_memory(list(recorder.shards(prompts)), SHARD_SIZE)
+                shards = []
+                for part in recorder.parts(prompts):
+                    shards.append(recorder.shard(part))
+                rows = Rows.in_memory(shards, SHARD_SIZE)
             else:
                 rows = recorder.to_folder(
                     prompts,
@@ -243,8 +248,9 @@ class Session:
         features: dict[str, Feature] = {}
         places: dict[str, list[int]] = {}
         for place, detector in enumerate(detectors):
-            key = self._key(detector.feature)
-            features[key] = detector.feature
+            feature = detector.feature
+            key = row_name(feature, str(feature.sites_on(self.model)))
+            features[key] = feature
             places.setdefault(key, []).append(place)
         plans: list[Plan] = []
         for feature in features.values():

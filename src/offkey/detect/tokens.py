@@ -7,7 +7,7 @@ from torch import Tensor
 from offkey.data import Prompts, Role
 from offkey.detect.scoring import RowScorer, raw_scores
 from offkey.errors import BadInput, check
-from offkey.features.activations import Activations
+from offkey.features import Activations
 from offkey.models import Model, Reading
 from offkey.passes import Plan, readings
 from offkey.stats import conformal_p_values

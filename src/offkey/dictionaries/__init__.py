@@ -6,7 +6,7 @@ resumable, to the same numbers.
 """
 
 from offkey.dictionaries.dictionary import Activation, Dictionary
-from offkey.dictionaries.figures import Figures, check_fits, measure, splice
+from offkey.dictionaries.figures import Figures, check_fits, measure
 from offkey.dictionaries.recipe import DictionaryRecipe
 from offkey.dictionaries.saelens import (
     bundled_dictionaries,
@@ -31,6 +31,5 @@ __all__ = [
     "measure",
     "save_dictionary",
     "site_of",
-    "splice",
     "train_dictionary",
 ]

@@ -1,4 +1,4 @@
-"""A trained sparse autoencoder: values, never changed."""
+"""A trained sparse autoencoder, which never changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,13 +31,13 @@ class Dictionary(Stateful):
         encoder_bias: :math:`b_{enc}`.
         decoder: :math:`W_{dec}`, ``[latent, d]``.
         decoder_bias: :math:`b_{dec}`.
-        activation: which :math:`f`.
-        k: most active latents, for TopK.
-        threshold: one a latent, for JumpReLU.
-        centred: whether :math:`b_{dec}` is taken off before encoding.
-        site: where it was trained, by name; empty if that is not known.
-        model: on which model it was trained, by name; empty if that is not known.
-        about: what else is known: text, settings, figures; JSON values.
+        activation: the function :math:`f`.
+        k: number of active latents, for TopK.
+        threshold: one for each latent, for JumpReLU.
+        centred: whether :math:`b_{dec}` is subtracted before encoding.
+        site: name of the site that it was trained at; empty if unknown.
+        model: name of the model that it was trained on; empty if unknown.
+        about: texts, settings and figures of its training, as JSON values.
 
     Raises:
         BadValue: shapes do not fit, or ``k`` or ``threshold`` is missing or too much.
@@ -83,12 +83,12 @@ class Dictionary(Stateful):
 
     @property
     def latents(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
         return self.encoder.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what it computes."""
+        """The dtype of the weights, in which it computes."""
         return self.encoder.dtype
 
     def to(
@@ -150,7 +150,7 @@ class Dictionary(Stateful):
         ).coalesce()
 
     def decode(self, f: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch d"]:
-        """What latents, dense or sparse, stand for."""
+        """The activations that latents, dense or sparse, stand for."""
         f = f.to(self.decoder)
         product: Tensor = torch.sparse.mm(f, self.decoder) if f.is_sparse else f @ self.decoder
 

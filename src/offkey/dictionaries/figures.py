@@ -1,4 +1,4 @@
-"""What a dictionary keeps of a model: sparsity, variance, and the loss of the text."""
+"""How well a dictionary represents activations: sparsity, variance, and the loss on text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -24,18 +24,18 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Figures:
-    r"""What was measured on texts; intervals resample whole texts.
+    r"""Measurements of a dictionary on texts; intervals resample whole texts.
 
     Attributes:
-        texts: how many.
+        texts: number of texts.
         rows: activations that counted.
         too_long: tokens left out because their activation is longer than any trained on.
         active: latents active at once, on average (:math:`L_0`).
         explained_variance: :math:`1 - \sum \lVert x - \hat x \rVert^2 / \sum \lVert x - \bar x
             \rVert^2` over all rows.
         norm_ratio: mean of :math:`\lVert \hat x \rVert / \lVert x \rVert`.
-        dead_share: part of the latents that were active on none of ``rows``.
-        loss: cross-entropy of the next token, in nats, of the model as it is.
+        dead_share: share of the latents that were active on none of ``rows``.
+        loss: cross-entropy of the next token, in nats, of the unchanged model.
         loss_spliced: the same with every activation that counts replaced by its reconstruction.
         loss_mean: the same with the mean of all such activations in their place.
         loss_zero: the same with zeros in their place.
@@ -113,13 +113,13 @@ def splice(
     windows: Windows,
     longest: float = float("inf"),
 ) -> Edit:
-    """The edit that puts a reconstruction, or one vector, where activations count.
+    """An edit that replaces the activations that count by their reconstruction, or by a vector.
 
     Args:
         replace_with: the dictionary, or the vector.
-        site: where.
+        site: where activations are replaced.
         windows: which tokens count.
-        longest: longer activations are left as they are.
+        longest: longer activations stay unchanged.
     """
 
     def put(x: Tensor, batch: Batch) -> Tensor:
@@ -146,10 +146,10 @@ def measure(
     """Measures a dictionary on texts that it was not trained on.
 
     Args:
-        dictionary: what is measured.
+        dictionary: the dictionary to measure.
         model: whose activations it reconstructs.
-        texts: held out.
-        site: where, if the dictionary does not say.
+        texts: texts that it was not trained on.
+        site: where it is used, if the dictionary does not name its site.
         windows: how texts are cut and which tokens count; as in training.
         longest: longer activations do not count; by default what training left out.
         seed: of the intervals.

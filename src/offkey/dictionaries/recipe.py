@@ -16,10 +16,10 @@ __all__ = ["Annealed", "DictionaryRecipe"]
 
 @dataclass(frozen=True)
 class Annealed(TrainingSettings):
-    """TrainingSettings whose rate falls linearly to 0 over the last part of the steps.
+    """TrainingSettings whose rate falls linearly to 0 over a last share of the steps.
 
     Attributes:
-        cooldown: that part.
+        cooldown: that share of the steps.
     """
 
     cooldown: float = 0.2
@@ -36,13 +36,13 @@ class DictionaryRecipe:
     r"""How a dictionary is trained.
 
     Attributes:
-        latents: how many.
+        latents: number of latents.
         active: k of TopK; for JumpReLU, how many shall be active on average.
-        kind: which activation.
-        rows: activations trained on in all, repeats included.
+        kind: activation function of the dictionary.
+        rows: activations to train on in total, repeats included.
         batch: activations a step.
         rate: learning rate; by default :math:`2 \cdot 10^{-4} \sqrt{2^{14} / M}`.
-        warmup: part of the steps in which rate and sparsity rise.
+        warmup: share of the steps in which rate and sparsity rise.
         dead_after: rows after which a latent that was never active counts as dead.
         auxiliary: weight of the dead latents' loss: AuxK; for JumpReLU, the pull on thresholds
             that dead latents miss.
@@ -78,7 +78,7 @@ class DictionaryRecipe:
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
+        """Total number of steps."""
         return -(-self.rows // self.batch)
 
     def shuffled(self, blocks: Blocks, device: torch.device | str) -> ShuffleBuffer:

@@ -52,11 +52,11 @@ OWN = ("site", "model_name", "hook_name", "sae_lens_version", "weights_sha256")
 
 
 def save_dictionary(folder: str | PathLike[str], dictionary: Dictionary) -> None:
-    """Writes a dictionary, in the dtype it has, so that SAELens loads it and so do we.
+    """Writes a dictionary, in the dtype it has, so that SAELens and offkey both load it.
 
     Args:
-        folder: made if it is not there.
-        dictionary: what is saved.
+        folder: is created if it does not exist.
+        dictionary: the dictionary to save.
 
     Raises:
         Unwritable: the folder cannot be written.
@@ -85,7 +85,7 @@ def load_dictionary(
 
     Args:
         folder: holds ``cfg.json`` and ``sae_weights.safetensors``.
-        dtype: what it is to compute in.
+        dtype: dtype that it computes in.
 
     Raises:
         BadInput: there is no such folder or no dictionary in it.

@@ -30,13 +30,13 @@ def train_dictionary(
     """Trains a sparse autoencoder.
 
     Args:
-        blocks: what it is trained on: a site of an :class:`offkey.passes.ActivationStream`, or
+        blocks: activations to train on: a site of an :class:`offkey.passes.ActivationStream`, or
             :class:`offkey.passes.TensorBlocks`.
-        recipe: how.
+        recipe: settings of the training.
         folder: where checkpoints are kept; a run found there is continued, to the same numbers.
         save_every: steps between two checkpoints.
         tell: called with a row a step.
-        device: where it is trained.
+        device: device to train on.
 
     Raises:
         NonFinite: the loss is not a number; says at which step.

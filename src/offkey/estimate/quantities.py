@@ -1,4 +1,4 @@
-"""What an estimator returns, and what it was told: estimates, bounds, arguments, surprise."""
+"""What an estimator is given and what it returns: arguments, estimates, bounds, surprise."""
 
 import math
 from abc import ABC, abstractmethod
@@ -70,10 +70,10 @@ class Bound:
 
 
 class Argument(ABC):
-    """What an estimator is told beside the bare definition of the quantity.
+    """What an estimator is given besides the definition of the quantity.
 
     Attributes:
-        subject: fingerprint of the circuit, model or computation that it is about.
+        subject: fingerprint of the circuit, model or computation it is about.
     """
 
     subject: str
@@ -84,7 +84,7 @@ class Argument(ABC):
         r""":math:`S(\pi)`, length of the argument's description, in bits."""
 
     def check(self, subject: str) -> None:
-        """Refuses a subject that the argument is not about.
+        """Refuses any subject but the one the argument is about.
 
         Raises:
             Mismatch: it is about another one.
@@ -167,10 +167,10 @@ class TrackedPairs(Argument):
 
 @dataclass(frozen=True)
 class Surprise:
-    r"""The two parts of total surprise, in bits, beside those of the empty argument.
+    r"""The two parts of total surprise in bits, next to those of the empty argument.
 
     Attributes:
-        outcome: :math:`S(Y \mid \pi)`, how surprising what happened is, given the argument.
+        outcome: :math:`S(Y \mid \pi)`, how surprising the outcome is, given the argument.
         argument: :math:`S(\pi)`.
         empty_outcome: :math:`S(Y \mid \varnothing)`.
         empty_argument: :math:`S(\varnothing)`: what saying "nothing is tracked" costs.
@@ -194,12 +194,12 @@ class Surprise:
 
     @property
     def explained(self) -> float:
-        """How many bits of the outcome's surprise the argument takes away."""
+        """How many bits of the outcome's surprise the argument removes."""
         return self.empty_outcome - self.outcome
 
     @property
     def net(self) -> float:
-        """What it explains less what it costs; worthwhile only above 0."""
+        """What it explains minus what it costs; worthwhile only above 0."""
         return self.explained - (self.argument - self.empty_argument)
 
 
@@ -213,19 +213,19 @@ def log2_binomial(n: int, k: int) -> float:
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
-def surprise_of_events(probability: float, seen: int, missed: int = 0) -> float:
+def surprise_of_events(probability: float, hits: int, misses: int = 0) -> float:
     r""":math:`-k \log_2 \hat p - (N - k) \log_2 (1 - \hat p)`, in bits.
 
     Args:
         probability: the estimate; kept between :math:`2^{-53}` and 1 (between :math:`2^{-53}`
             and :math:`1 - 2^{-53}` where events were missed).
-        seen: how many of the draws had the event.
-        missed: how many had not.
+        hits: in how many draws the event happened.
+        misses: in how many it did not.
     """
     least = 2.0**-53
     p = min(max(probability, least), 1.0)
-    bits = -seen * math.log2(p)
-    if missed:
-        bits -= missed * math.log2(max(1 - p, least))
+    bits = -hits * math.log2(p)
+    if misses:
+        bits -= misses * math.log2(max(1 - p, least))
 
     return bits

@@ -9,11 +9,13 @@ only, ``bag-of-words`` and ``length`` the input only: a detector is credited for
 those.
 """
 
+from offkey.features.activations import Activations
 from offkey.features.feature import Feature, Learner, learn_together, own_reading
 from offkey.features.registry import FEATURES, feature_names, get_feature
 
 __all__ = [
     "FEATURES",
+    "Activations",
     "Feature",
     "Learner",
     "feature_names",

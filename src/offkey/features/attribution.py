@@ -26,7 +26,7 @@ RESOLUTION = torch.finfo(torch.float32).eps
 class Attribution(Feature):
     r"""What the answer's log odds would gain if a head were ablated, to first order.
 
-    With :math:`z_h` what head :math:`h` hands to the output projection at the last token,
+    With :math:`z_h` the input of the output projection from head :math:`h` at the last token,
     :math:`g_h = \partial S / \partial z_h`, and :math:`\bar z` the mean over trusted prompts:
 
     - ``"mean"``: :math:`e_h = (\bar z_h - z_h) \cdot g_h`, one number a head;
@@ -40,12 +40,12 @@ class Attribution(Feature):
     of the second choice less that of the first. Where :math:`S` is linear in :math:`z_h`, ``mean``
     and ``zero`` are exactly what ablating the head does.
 
-    Published runs cut the output of the projection into slices, which are no heads, or set a mean
-    of its input against a value of its output, and moved components from the component's own
-    place rather than the activation's. Here every value is the input of the output projection.
+    Published runs sliced the output of the projection, whose slices are not heads, or compared a
+    mean of its input with a value of its output, and moved components from the component's own
+    position instead of the activation's. Here every value is the input of the output projection.
 
     Args:
-        direction: where a head is moved to.
+        direction: how a head is ablated.
         sites: names and ranges of ``z`` sites.
         components: how many principal components ``pcs`` takes.
         metric: ``"choices"``, or ``"top"``: the log-probability of the likeliest next token, for

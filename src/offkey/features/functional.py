@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offkey.data import Batch
-from offkey.errors import BadValue
+from offkey.errors import check, check_choice
 from offkey.features._sample import TrustedSample, batch_from_state, batch_state, joined
 from offkey.features.feature import Feature, Learner
 from offkey.models import Model, Reading, Site
@@ -74,17 +74,12 @@ class Functional(Feature):
         answers: bool = False,
         seed: int = 0,
     ) -> None:
-        if kernel not in get_args(KernelName):
-            raise BadValue(
-                f"unknown kernel {kernel!r}",
-                where=f"feature {self.name}",
-                mend="Use " + ", ".join(get_args(KernelName)),
-            )
-        if draws < 2 or width < 2 or sampling < 1 or not (scale is None or scale > 0):
-            raise BadValue(
-                "needs two draws, a width of two, a sampling prompt, a positive scale",
-                where=f"feature {self.name}",
-            )
+        check_choice(f"feature {self.name}, kernel", kernel, get_args(KernelName))
+        check(
+            draws >= 2 and width >= 2 and sampling >= 1 and (scale is None or scale > 0),
+            "needs two draws, a width of two, a sampling prompt, a positive scale",
+            where=f"feature {self.name}",
+        )
         self.kernel, self.draws, self.scale, self.width = kernel, draws, scale, width
         self.sampling, self.answers, self.seed = sampling, answers, seed
         self.learns = kernel == "sgld"

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offkey.errors import BadValue
+from offkey.errors import check_choice
 from offkey.features.feature import Feature
-from offkey.models import Model, Reading, Site
+from offkey.models import Model, Reading, Site, choice_logits, preferred_answer
 from offkey.passes import Plan
 
 __all__ = ["Energy", "Entropy", "MaxProbability", "OwnAnswerLoss"]
@@ -86,10 +86,7 @@ class Energy(OutputFeature):
     name: ClassVar[str] = "energy"
 
     def __init__(self, over: Over = "choices") -> None:
-        if over not in get_args(Over):
-            raise BadValue(
-                f"{over!r} is neither choices nor vocabulary", where=f"feature {self.name}, over"
-            )
+        check_choice(f"feature {self.name}, over", over, get_args(Over))
         self.over = over
 
     def number(
@@ -97,11 +94,11 @@ class Energy(OutputFeature):
     ) -> Float[Tensor, " batch"]:
         """Energy of each row."""
         whole: Tensor = logits.logsumexp(-1)
-        choices = reading.batch.choices
-        if choices is None or self.over == "vocabulary":
+        if reading.batch.choices is None or self.over == "vocabulary":
             return whole.neg()
-        own = logits.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf)
-        chosen: Tensor = torch.where((choices >= 0).any(-1), own.logsumexp(-1), whole)
+        among = choice_logits(logits, reading.batch)
+        has_choices = (among > -torch.inf).any(-1)
+        chosen: Tensor = torch.where(has_choices, among.logsumexp(-1), whole)
 
         return chosen.neg()
 
@@ -119,11 +116,6 @@ class OwnAnswerLoss(OutputFeature):
         self, logits: Float[Tensor, "batch vocab"], reading: Reading
     ) -> Float[Tensor, " batch"]:
         """Negative log-probability of each row's own answer."""
-        logp = logits.log_softmax(-1)
-        choices = reading.batch.choices
-        if choices is None:
-            return -logp.amax(-1)
-        own = logp.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf).amax(-1)
-        loss = torch.where((choices >= 0).any(-1), own, logp.amax(-1))
+        own = preferred_answer(logits, reading.batch).token
 
-        return loss.neg()
+        return logits.log_softmax(-1).gather(-1, own[:, None])[:, 0].neg()

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from offkey.data import Batch, Prompts, TensorPrompts
 from offkey.errors import BadInput, BadValue
-from offkey.features._graph import Graph, run_graph
 from offkey.features.attribution import Attribution
 from offkey.features.feature import Feature, Learner
-from offkey.models import ChoiceLogitDifference, Model, Reading, Site
+from offkey.models import ChoiceLogitDifference, Model, Pass, Reading, Site
 from offkey.passes import Plan
 from offkey.probes import (
     PENALTIES,
@@ -141,36 +140,39 @@ class ProbeShift(Feature):
             NonFinite: NaN or infinity in the logits or a gradient.
         """
         self.need_learned()
-        batch = reading.batch
-        _check_two_choices(batch, self.name)
+        _check_two_choices(reading.batch, self.name)
         sites = self.sites_on(model)
         heads = _upstream(model, sites)
-        with torch.inference_mode(False), torch.enable_grad():
-            graph = run_graph(model, batch, (*heads, *sites))
-            odds = ChoiceLogitDifference()(graph.logits, graph.batch)
+        with model.passing(reading.batch, graph=True) as run:
+            values = run.run((*heads, *sites), logits=True).values
             # All that a head does to the answer goes through every later residual.
-            to_answer = graph.gradients(odds, sites)
+            to_answer = run.gradients(ChoiceLogitDifference(), sites)
+            shifts = {}
+            for site in sites:
+                before = {head: values[head] for head in heads if _is_before(head, site)}
+                grads = self._gradients(run, site, tuple(before), to_answer[site])
+                effects = self._effects(model, Reading(run.batch, before, grads))
+                shifts[site] = torch.cat([effects[head] for head in before], dim=1)
 
-            return {
-                site: self._shift(model, graph, site, heads, to_answer[site]) for site in sites
-            }
+        return shifts
 
-    def _shift(
-        self, model: Model, graph: Graph, site: Site, heads: Sequence[Site], to_answer: Tensor
-    ) -> Float[Tensor, "batch d"]:
-        assert site.block is not None
-        before = [head for head in heads if head.block is not None and head.block <= site.block]
-        away = to_answer.clone()
+    def _gradients(
+        self, run: Pass, site: Site, heads: Sequence[Site], to_answer: Tensor
+    ) -> dict[Site, Tensor]:
+        """Gradients, at the heads, of the answer's log odds less those by the probe of a site."""
         probe = CrossFittedProbe.from_state(self.probes_[str(site)])
-        away[:, -1] -= probe.weights(graph.batch.ids).to(away)
-        grads = graph.gradients(graph.tensors[site], before, away)
-        values = {head: graph.last(head) for head in before}
-        last = {head: grad[:, -1] for head, grad in grads.items()}
-        effects = Attribution("mean")
-        effects.usual_ = self.heads_
-        changes = effects.rows(model, Reading(graph.batch, values, last))
+        difference = to_answer.clone()
+        difference[:, -1] -= probe.weights(run.batch.ids).to(difference)
+        grads = run.gradients(run.tensors[site], heads, difference)
 
-        return torch.cat([changes[head] for head in before], dim=1)
+        return {head: grad[:, -1] for head, grad in grads.items()}
+
+    def _effects(self, model: Model, reading: Reading) -> dict[Site, Float[Tensor, "batch head"]]:
+        """What ablating each head does, by the gradients of a reading."""
+        attribution = Attribution("mean")
+        attribution.usual_ = self.heads_
+
+        return attribution.rows(model, reading)
 
 
 def _upstream(model: Model, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -178,6 +180,13 @@ def _upstream(model: Model, sites: Sequence[Site]) -> tuple[Site, ...]:
     last = max(site.block or 0 for site in sites)
 
     return model.sites_at([f"z.{block}" for block in range(last + 1)])
+
+
+def _is_before(head: Site, site: Site) -> bool:
+    assert head.block is not None
+    assert site.block is not None
+
+    return head.block <= site.block
 
 
 def _check_two_choices(batch: Batch, who: str) -> None:

@@ -10,12 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
-from offkey.errors import BadInput, BadValue, Mismatch, NonFinite
+from offkey.errors import BadInput, BadValue, Mismatch, NonFinite, check_choice
 from offkey.features._sample import TrustedSample, joined
 from offkey.features.feature import Feature, Learner
-from offkey.models import KLToReference, Model, Reading, Site
+from offkey.models import (
+    KLToReference,
+    Model,
+    Reading,
+    Site,
+    choice_logits,
+    last_logits,
+    preferred_answer,
+)
 from offkey.passes import Plan
-from offkey.sensitivity import last_logits, preferred
 from offkey.training import Adapter, TrainingSettings, attach, train
 
 __all__ = ["TunedDivergence"]
@@ -66,12 +73,7 @@ class TunedDivergence(Feature):
         trusted: int = 512,
         seed: int = 0,
     ) -> None:
-        if over not in ("vocabulary", "choices"):
-            raise BadValue(
-                f"{over!r} is not known",
-                where=f"feature {self.name}, over",
-                mend="Use vocabulary or choices",
-            )
+        check_choice(f"feature {self.name}, over", over, ("vocabulary", "choices"))
         if min(steps, batch, rank, trusted) < 1 or not rate > 0:
             raise BadValue(
                 "needs a step, a prompt, a rank and a rate above 0", where=f"feature {self.name}"
@@ -137,7 +139,8 @@ class TunedDivergence(Feature):
     def _tuned_on(self, model: Model, rows: list[Batch]) -> dict[str, Tensor]:
         with torch.no_grad():
             answers = [
-                int(preferred(_logits(model, row), row.to(model.device))[0]) for row in rows
+                int(preferred_answer(_logits(model, row), row.to(model.device)).token)
+                for row in rows
             ]
         wanted = torch.tensor(answers, device=model.device)
 
@@ -174,10 +177,7 @@ class TunedDivergence(Feature):
             logits = _logits(model, batch).double()
         if self.over == "vocabulary":
             return logits
-        assert batch.choices is not None  # _check saw to it
-        among = logits.gather(1, batch.choices.clamp(min=0))
-
-        return among.masked_fill(batch.choices < 0, LOW)
+        return choice_logits(logits, batch).clamp(min=LOW)
 
     def _check(self, batch: Batch) -> None:
         """Refuses prompts without choices where they are needed, before the model runs."""

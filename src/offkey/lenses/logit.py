@@ -35,9 +35,7 @@ def lens_logits(model: Model, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*b
     """
     head = check_readable(model)
     with torch.no_grad():
-        h = h.to(head.weight.device, head.weight.dtype)
-
-        return _capped(model, wide(head(_normed(model, h))))
+        return wide(model.unembed(h.to(head.weight.device, head.weight.dtype)))
 
 
 def lens_choice_logits(
@@ -68,7 +66,7 @@ def lens_choice_logits(
         logits = torch.einsum("lbd,bcd->lbc", normed, rows)
         if head.bias is not None:
             logits = logits + head.bias[tokens].to(normed.dtype)
-        logits = _capped(model, logits)
+        logits = model.wiring.capped(logits) if model.wiring else logits
 
     return logits.masked_fill(choices < 0, -torch.inf)
 
@@ -153,10 +151,3 @@ def _normed(model: Model, h: Tensor) -> Tensor:
     norm = model.wiring.final_norm if model.wiring else None
 
     return h if norm is None else norm(h)
-
-
-def _capped(model: Model, logits: Tensor) -> Tensor:
-    """Logits with the model's soft cap, where it has one."""
-    cap = model.wiring.softcap if model.wiring else None
-
-    return cap * torch.tanh(logits / cap) if cap else logits

@@ -1,6 +1,6 @@
 """Edits: what to change at a site while the model runs, and how that is done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Self
@@ -122,27 +122,18 @@ class PassContext:
         return self.numbers[:, -1:] + 1
 
 
-def row_positions(
-    positions: TokenPositions, ids: tuple[str, ...], where: str
-) -> Int[Tensor, "#batch k"]:
-    """Token numbers of each row; one row for all where they are the same.
+NOWHERE = torch.iinfo(torch.long).min
+"""The position of a row that has fewer of them than others."""
 
-    Raises:
-        BadValue: rows have different numbers of them, or no row has any.
-    """
+
+def row_positions(positions: TokenPositions, ids: Sequence[str]) -> Int[Tensor, "#batch k"]:
+    """Token numbers of each row; one row for all where they are the same."""
     if isinstance(positions, tuple):
         return torch.tensor([positions])
-    rows = [positions.get(name, ()) for name in ids]
-    counts = {len(row) for row in rows if row}
-    if len(counts) > 1:
-        raise BadValue("rows have different numbers of positions", where=where)
-    none = (_NOWHERE,) * max(counts, default=0)
+    rows = [tuple(positions.get(name, ())) for name in ids]
+    most = max(map(len, rows))
 
-    return torch.tensor([row or none for row in rows], dtype=torch.long).view(len(ids), -1)
-
-
-_NOWHERE = torch.iinfo(torch.long).min
-"""The position of rows that have none."""
+    return torch.tensor([(*row, *(NOWHERE,) * (most - len(row))) for row in rows])
 
 
 def edited(
@@ -381,7 +372,7 @@ class _Editing:
         if positions in ("prompt", "new"):
             return (numbers < prompt) == (positions == "prompt")
         chosen = None if isinstance(positions, str) else self._numbers(positions)
-        if chosen is None or bool(((chosen < 0) & (chosen != _NOWHERE)).any()):
+        if chosen is None or bool(((chosen < 0) & (chosen != NOWHERE)).any()):
             what = f"positions {positions!r} do not exist in generation"
             raise self._misfit(BadValue, what, "Use 'prompt', 'new', 'all', or numbers from 0")
 
@@ -390,7 +381,7 @@ class _Editing:
     def _numbers(self, positions: TokenPositions) -> Int[Tensor, "#batch k"]:
         """The positions of each row, as they were given."""
         ids = () if isinstance(positions, tuple) else self._batch.ids
-        return row_positions(positions, ids, f"edit at {self.site}")
+        return row_positions(positions, ids)
 
     def _columns(self, positions: TokenPositions) -> Int[Tensor, "#batch k"]:
         """Where the positions are along the token axis; outside of it where there are none."""
@@ -401,7 +392,7 @@ class _Editing:
                 raise self._misfit(Mismatch, what, BY_HAND)
             return (numbers + width).to(self.x.device)
         from_end = torch.where(numbers < 0, numbers, numbers - self.context.lengths.cpu())
-        from_end = torch.where(from_end < 0, from_end, _NOWHERE // 2)
+        from_end = torch.where(from_end < 0, from_end, NOWHERE // 2)
 
         return (from_end + width).to(self.x.device)
 

@@ -314,7 +314,7 @@ class Network:
         context = run.context if run is not None and run.top is self.top else None
         if graph and edit.carries_gradient:
             torch.set_grad_enabled(True)
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and (x.requires_grad or edit.carries_gradient):
             # The residual between attention and MLP is then written in place.
             x = x.clone()
         has_tokens = self._has_tokens(x, site, context)

@@ -127,8 +127,8 @@ def kl(
 
     .. math:: D(p \| q) = \ln\Big(1 + \sum_v p_v (e^{d_v} - 1 - d_v)\Big),
 
-    a sum of what is not negative: exactly zero where both are the same, and without the
-    cancellation that leaves nothing of small divergences in float32. Differentiable in the logits.
+    a sum of what is not negative: zero where both are the same, and without the cancellation that
+    leaves nothing of small divergences in float32. Differentiable in the logits.
 
     Args:
         log_p: :func:`log_probabilities` of the reference.

@@ -366,7 +366,7 @@ class _Recorder:
 
     def _see(self, site: Site, x: Tensor) -> Tensor | None:
         if site not in self.pending:
-            return None
+            raise BadValue("its module runs more than once in a pass", where=f"site {site}")
         self.pending.remove(site)
         tracked = site in self.is_tracked
         if tracked:
@@ -542,11 +542,12 @@ def _from_end(positions: TokenPositions, batch: Batch) -> Int[Tensor, "#batch k"
         BadInput: a prompt is shorter than a position reaches, or has none.
     """
     if isinstance(positions, Mapping):
-        missing = [name for name in batch.ids if not positions.get(name)]
-        if missing:
-            raise BadInput("no positions are given for it", where=f"prompt {missing[0]}")
+        counts = [len(positions.get(name, ())) for name in batch.ids]
+        for name, count in zip(batch.ids, counts, strict=True):
+            what = f"{count} positions are given for it, and {max(counts)} for others"
+            check(count == max(counts) > 0, what, where=f"prompt {name}", error=BadInput)
     assert batch.mask is not None
-    numbers = row_positions(positions, batch.ids, "positions")
+    numbers = row_positions(positions, batch.ids)
     lengths = batch.mask.sum(1).cpu()[:, None]
     beyond = ((numbers >= lengths) | (numbers < -lengths)).any(1)
     if bool(beyond.any()):

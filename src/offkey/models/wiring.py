@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from offkey.errors import BadValue, UnmappedModel
 from offkey.models.families import Family
+from offkey.models.heads import HeadParts
 from offkey.models.hooks import AttentionPort, Hook, HookSet, Place, Side, unhooked
-from offkey.models.parts import HeadParts
 from offkey.models.sites import BLOCK_KINDS, GLOBAL_KINDS, Site
 
 __all__ = ["Block", "Wiring", "unwrapped", "wire"]
@@ -254,6 +254,8 @@ def wire(family: Family, top: nn.Module) -> Wiring:
         _block(family, module, f"{family.blocks}.{number}")
         for number, module in enumerate(cast(nn.ModuleList, _part(decoder, family.blocks)))
     )
+    if len({block.module for block in blocks}) != len(blocks):
+        raise UnmappedModel("a block runs more than once", where=type(top).__name__)
     flag = family.parallel
     parallel = bool(getattr(config, flag)) if isinstance(flag, str) else flag
     heads = (head for name in family.unembedding if (head := _attribute(top, name)) is not None)

@@ -86,10 +86,12 @@ class ShardRows:
     Attributes:
         ids: ids of the prompts, in their order.
         values: float32 ``[n, d]`` for each name, read when asked for.
+        token_budget: tokens a batch that fitted; null where the rows were recorded before.
     """
 
     ids: tuple[str, ...]
     values: Mapping[str, Tensor]
+    token_budget: int | None = None
 
     def __getitem__(self, name: str) -> Float[Tensor, "n d"]:
         return self.values[name].float()
@@ -222,16 +224,36 @@ class RowRecorder:
         """Tokens a batch, before any lack of memory."""
         return budget_for(self.model.device) if self.token_budget is None else self.token_budget
 
-    def shards(self, prompts: Prompts | TensorPrompts) -> Iterator[ShardRows]:
-        """Rows shard by shard, each recorded when it is asked for; nothing is kept.
+    def parts(self, prompts: Prompts | TensorPrompts) -> Iterator[Prompts | TensorPrompts]:
+        """The prompts of one shard after another.
 
         Raises:
             BadInput: a prompt lacks a column that the plan needs.
         """
         self.plan.check(prompts)
         for start in range(0, len(prompts), self.shard_size):
-            part = self._part(prompts, start)
-            yield ShardRows(tuple(part.ids), self._shard(part)[0])
+            yield self._part(prompts, start)
+
+    def shard(self, prompts: Prompts | TensorPrompts) -> ShardRows:
+        """Records the rows of one shard, in the order of its prompts."""
+        budget, request = self.budget, self.plan.request
+        while True:
+            rows = _OrderedRows(prompts.ids)
+            try:
+                for batch in _batches(self.model, prompts, budget):
+                    batch = batch.to(self.model.device)
+                    if self.plan.runs_model:
+                        reading = self.model.read(batch, **request)
+                    else:
+                        reading = Reading(batch, {})
+                    rows.put(batch.ids, self.extract(reading))
+                return ShardRows(tuple(prompts.ids), rows.compacted(), budget)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or budget == 1:
+                    raise
+            budget //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def to_folder(
         self,
@@ -273,8 +295,8 @@ class RowRecorder:
         mine = [number for number in missing if number % world.size == world.rank]
         with progress(f"{len(prompts)} prompts", len(mine), quiet=quiet) as advance:
             for number in mine:
-                rows, budget = self._shard(self._part(prompts, number * self.shard_size))
-                store.write(number, rows, {"token_budget": budget})
+                shard = self.shard(self._part(prompts, number * self.shard_size))
+                store.write(number, shard.values, {"token_budget": shard.token_budget})
                 advance()
         if world.is_main:
             _wait_for(store, [number for number in missing if number not in mine])
@@ -283,27 +305,6 @@ class RowRecorder:
 
     def _part(self, prompts: Prompts | TensorPrompts, start: int) -> Prompts | TensorPrompts:
         return prompts.take(range(start, min(start + self.shard_size, len(prompts))))
-
-    def _shard(self, prompts: Prompts | TensorPrompts) -> tuple[dict[str, Tensor], int]:
-        """Rows of one shard in the order of its prompts, and the token budget that fitted."""
-        budget, request = self.budget, self.plan.request
-        while True:
-            rows = _OrderedRows(prompts.ids)
-            try:
-                for batch in _batches(self.model, prompts, budget):
-                    batch = batch.to(self.model.device)
-                    if self.plan.runs_model:
-                        reading = self.model.read(batch, **request)
-                    else:
-                        reading = Reading(batch, {})
-                    rows.put(batch.ids, self.extract(reading))
-                return rows.compacted(), budget
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or budget == 1:
-                    raise
-            budget //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
 
 
 class _OrderedRows:

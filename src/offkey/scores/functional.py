@@ -19,7 +19,7 @@ _NOTHING = 1e-12
 
 
 class FunctionalScore(TensorScore):
-    """What these scores share: trusted rows, and how alike each is to the row that is scored."""
+    """Base of the scores that compare a row with every trusted row."""
 
     rows_: Float[Tensor, "m d"]
     rows: int

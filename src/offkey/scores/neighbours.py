@@ -88,7 +88,7 @@ class NearestNeighbours(TensorScore):
     def finish(
         self, trusted: Statistic, pool: Statistic | None, generator: torch.Generator
     ) -> Self:
-        """Keeps the sample, and what :meth:`_learn` makes of it."""
+        """Keeps the sample and calls :meth:`_learn` on it."""
         assert isinstance(trusted, Sample)
         self._need(trusted, self.k + 1, f"a smaller k than {self.k}, or mahalanobis")
         self.rows_ = trusted.rows.clone()

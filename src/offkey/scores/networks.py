@@ -149,7 +149,7 @@ class NetworkScore(TensorScore):
 
     @abstractmethod
     def _scale(self, spread: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """What each component is divided by, given its standard deviation."""
+        """The divisor of each component, given its standard deviation."""
 
     @abstractmethod
     def _build(self, width: int) -> nn.Module:

@@ -27,7 +27,7 @@ _PROBES = 16
 """Rows on which a detector must show that it scores each by itself."""
 
 _ROUNDING = 1e-4
-"""What rounding may move a score by, as a share: some detectors compute in float32."""
+"""Largest share by which rounding may move a score; some detectors compute in float32."""
 
 _OTHER_INPUT = re.compile(r"pyg_|ts_|audio_|base|embedding|so_gaal_new")
 """Modules whose detectors take graphs, series, sound or text, or that hold none."""
@@ -139,7 +139,7 @@ class PyOD(TensorScore):
 
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
-        """Seeds the detector, keeps what it prints off standard output, explains its errors."""
+        """Seeds the detector, sends its prints to standard error, and explains its errors."""
         try:
             with _seeded(int(self.seed_)), redirect_stdout(sys.stderr):
                 yield
@@ -171,7 +171,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @cache
 def _homes() -> dict[str, str]:
-    """Where each detector lives, read from PyOD's sources without importing them."""
+    """The module of each detector, read from PyOD's sources without importing them."""
     spec = find_spec("pyod")
     if spec is None or spec.submodule_search_locations is None:
         raise MissingExtra(

@@ -174,7 +174,7 @@ class SitesScore(Score):
         return torch.cat(parts)
 
     def _remember(self, trusted: Mapping[str, Statistic], sites: int) -> None:
-        """Keeps which sites there are; refuses fewer than ``sites``."""
+        """Stores the names of the sites; refuses fewer than ``sites``."""
         if len(trusted) < sites:
             raise NotEnoughData(
                 f"{len(trusted)} sites that vary where at least {sites} are needed",
@@ -216,7 +216,7 @@ class SitesScore(Score):
         return rows_of_sites
 
     def _split(self, joined: Float[Tensor, "*shape total"], dim: int = -1) -> list[Tensor]:
-        """What lies side by side, one tensor a site."""
+        """Splits what lies side by side into one tensor for each site."""
         return list(torch.split(joined, self.widths_, dim=dim))
 
     def _one_width(self) -> None:

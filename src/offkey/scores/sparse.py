@@ -63,7 +63,7 @@ class EverActive(Statistic):
             self._join(other._active, other._count)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on, as tensors."""
+        """The statistic as tensors, from which it can be continued."""
         return {"count": torch.tensor(self._count), "active": self._active.clone()}
 
     @classmethod

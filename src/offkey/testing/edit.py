@@ -127,6 +127,43 @@ def ablating_a_head_is_zeroing_its_columns(model: Model, batch: Batch) -> None:
     assert not torch.allclose(made, outputs(model, batch).logits)
 
 
+def parts_of_heads_are_edited_one_by_one(model: Model, batch: Batch) -> None:
+    """What is added goes to the residual; what is taken away is the head's part."""
+    site, v = "head_out.1", noise(model.n_heads, model.width)
+    before = model.read(batch, [site, "attn_out.1"], positions="all")
+    edits = [
+        Edit(site, "add", v, heads=(0, 3), positions=(-1, -2)),
+        Edit(site, "scale", 0.0, heads=(2,), positions="last"),
+    ]
+    made = model.read(batch, [site, "attn_out.1"], positions="all", edit=edits)
+    parts = before[site].clone()
+    parts[:, -2:, [0, 3]] += v[[0, 3]]
+    parts[:, -1, 2] = 0
+    close(real(made[site], batch), real(parts, batch))
+    moved = before["attn_out.1"] + (parts - before[site]).sum(-2)
+    close(real(made["attn_out.1"], batch), real(moved, batch), loosen=4)
+    assert torch.equal(made["attn_out.1"][:, :-2], before["attn_out.1"][:, :-2])
+    if model.wiring.blocks[1].attn_out is model.wiring.blocks[1].attention:
+        z = Edit("z.1", "replace", 0.0, heads=(2,), positions="last")
+        close(
+            logits_of(model, batch, edits[1])[:, -1], logits_of(model, batch, z)[:, -1], loosen=4
+        )
+
+
+def inputs_of_sublayers_are_edited_alone(model: Model, batch: Batch) -> None:
+    """Attention is given the edited tensor, the residual is not."""
+    v = noise(model.width)
+    reading = model.read(batch, ["attn_in.1", "resid_pre.1"], positions="all")
+    values = (reading["attn_in.1"] + v).clone()
+    edits = [Edit("attn_in.1", "add", v)]
+    made = model.read(batch, ["attn_in.1", "resid_pre.1", "mlp_in.0"], positions="all", edit=edits)
+    assert torch.equal(real(made["attn_in.1"], batch), real(values, batch))
+    assert torch.equal(made["resid_pre.1"], reading["resid_pre.1"])
+    put = Edit("attn_in.1", "replace", values, ids=batch.ids)
+    assert torch.equal(logits_of(model, batch, put), logits_of(model, batch, *edits))
+    assert not torch.equal(logits_of(model, batch, put), logits_of(model, batch))
+
+
 def attention_follows_its_parts(model: Model, batch: Batch) -> None:
     """Edited q, k and v make the pattern and the heads that a softmax by hand makes."""
     if not model.family.interface or model.module.config._attn_implementation != "eager":
@@ -318,6 +355,8 @@ EDIT_CONTRACT: tuple[ModelCheck, ...] = (
     adding_to_the_residual_is_a_hook_by_hand,
     the_middle_residual_goes_both_ways,
     ablating_a_head_is_zeroing_its_columns,
+    parts_of_heads_are_edited_one_by_one,
+    inputs_of_sublayers_are_edited_alone,
     attention_follows_its_parts,
     the_end_follows_the_final_norm,
     edits_are_done_in_order,

@@ -115,6 +115,57 @@ def heads_make_attn_out(model: Model, batch: Batch) -> None:
         close(real(made, batch), real(reading[f"attn_out.{number}"], batch))
 
 
+def parts_of_heads_make_attn_out(model: Model, batch: Batch) -> None:
+    """Each is what attention adds by one head alone; with the biases they sum to the whole."""
+    reading = read_all(model, batch)
+    for number, block in blocks(model):
+        z, parts = reading[f"z.{number}"], reading[f"head_out.{number}"]
+        with torch.no_grad():
+            alone = torch.zeros_like(z)
+            biases = block.o_proj(alone.flatten(-2))
+            whole = block.o_proj(z.flatten(-2))
+            projected = []
+            for head in range(model.n_heads):
+                alone = torch.zeros_like(z)
+                alone[..., head, :] = z[..., head, :]
+                projected.append(block.o_proj(alone.flatten(-2)) - biases)
+            norm = block.attn_out if "norm" in type(block.attn_out).__name__.lower() else None
+            through = partial(frozen_norm, norm, whole) if norm else lambda x: x
+            for head, each in enumerate(projected):
+                close(real(parts[..., head, :], batch), real(through(each), batch), loosen=8)
+            total = parts.sum(-2) + through(biases.expand_as(whole))
+        close(real(total, batch), real(reading[f"attn_out.{number}"], batch), loosen=8)
+
+
+def frozen_norm(norm: nn.Module, whole: Tensor, x: Tensor) -> Tensor:
+    """An RMS norm of a summand, with the scale that it has on the whole."""
+    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    shift = 1 if type(norm).__name__.startswith("Gemma") else 0
+    scale = (whole.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+
+    return (x.float() * scale * (norm.weight.float() + shift)).to(x.dtype)
+
+
+def attention_is_given_its_norm(model: Model, batch: Batch) -> None:
+    reading = read_all(model, batch)
+    for number, block in blocks(model):
+        given = reading[f"attn_in.{number}"]
+        if model.family.attn_norm is not None:
+            norm = block.module.get_submodule(model.family.attn_norm)
+            with torch.no_grad():
+                assert torch.equal(norm(reading[f"resid_pre.{number}"]), given)
+        else:
+            assert torch.equal(reading[f"resid_pre.{number}"], given)
+
+
+def unembedding_gives_the_logits(model: Model, batch: Batch) -> None:
+    reading = read_all(model, batch)
+    last = reading[f"resid_post.{model.n_blocks - 1}"]
+    with torch.no_grad():
+        assert torch.equal(model.unembed(last), reading.logits)
+        close(model.unembed(last[:, -1]), reading.logits[:, -1])
+
+
 def mlp_sites_make_mlp_out(model: Model, batch: Batch) -> None:
     reading = read_all(model, batch)
     for number, block in blocks(model):
@@ -206,6 +257,9 @@ FAMILY_CONTRACT: tuple[ModelCheck, ...] = (
     residual_is_the_hidden_states,
     contributions_add_up,
     heads_make_attn_out,
+    parts_of_heads_make_attn_out,
+    attention_is_given_its_norm,
+    unembedding_gives_the_logits,
     mlp_sites_make_mlp_out,
     final_makes_the_logits,
     patterns_follow_from_queries_and_keys,

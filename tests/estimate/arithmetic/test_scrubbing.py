@@ -144,7 +144,7 @@ def test_an_input_that_the_argument_does_not_fit_stands_out():
 def test_counts_of_what_was_drawn(toy):
     seen = [3, 0, 0, 1, 0, 0, 0, 0]
     losses = toy.losses(toy.argument([0]))
-    surprise = toy.surprise(toy.argument([0]), 0, seen=seen)
+    surprise = toy.surprise(toy.argument([0]), 0, drawn=seen)
     assert surprise.outcome == pytest.approx(3 * losses[0] + losses[3])
 
 
@@ -155,7 +155,7 @@ def test_bad_input_is_refused(toy):
         (lambda: toy.argument([3]), BadValue, "path 3: there are paths 0 to 2"),
         (lambda: toy.argument([0], [[0, 1]]), BadValue, "in two places"),
         (lambda: toy.argument(code="short"), BadValue, "unknown code"),
-        (lambda: toy.surprise(toy.argument(), 1, seen=[1]), Mismatch, "counts of shape"),
+        (lambda: toy.surprise(toy.argument(), 1, drawn=[1]), Mismatch, "counts of shape"),
         (lambda: bell(-1), BadValue, "a set of -1"),
         (lambda: Scrubbing(lambda s, x: 2.0, [0], 1), BadInput, "between 0 and 1"),
         (lambda: Scrubbing(rough, [0.0], 1, weights=[0.5]), BadInput, "sum to 1"),

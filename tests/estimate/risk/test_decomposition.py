@@ -178,7 +178,10 @@ def test_tiles_change_nothing(monkeypatch):
 def test_an_accepted_mean_is_no_trouble():
     draws = many(seed=3)
     target = int(torch.addmv(draws.bias, draws.weight, draws.normal.mean).argmax())
-    found, share = qld(draws, target, ridge=0.0), float((draws.tops == target).double().mean())
+    found, share = (
+        qld(draws, target, ridge=0.0),
+        float((draws.top_tokens == target).double().mean()),
+    )
 
     assert found.value == pytest.approx(share, abs=0.1)
 

@@ -61,7 +61,7 @@ def test_gradients_agree_with_finite_differences():
     model = load(tiny.gpt2().double())
     network = LanguageNetwork(model, PREFIX)
     tokens = INPUTS.tokens_of(torch.cat(list(INPUTS.all())))[4:5]
-    told = network.pull(tokens, 7, INPUTS.tokens)
+    told = network.gradients(tokens, 7, INPUTS.tokens)
     embedding = model.wiring.embedding.weight
     whole = torch.cat([torch.tensor([PREFIX]), tokens], 1)
     for place in range(3):

@@ -10,14 +10,14 @@ from offkey.errors import BadInput, BadValue
 from offkey.estimate.risk import (
     ITGIS,
     MHIS,
+    CachedNetwork,
     Draws,
     Problem,
-    Remembered,
     TokenInputs,
     exact,
     monte_carlo,
 )
-from offkey.estimate.risk.samplers import _Walkers, log_normalisers, weighed
+from offkey.estimate.risk.samplers import _Walkers, importance_mean, log_normalisers
 from tests.estimate.risk.planted import sum_of_tokens, tangled
 
 TRUTH = 153 / 4**16
@@ -167,8 +167,8 @@ def test_zero_accepted_samples_are_below_resolution(method):
 
 
 def test_few_effective_samples_are_flagged_and_many_are_not():
-    few = weighed(torch.tensor([1.0] + [1e-3] * 99).double())
-    many = weighed(torch.ones(100).double())
+    few = importance_mean(torch.tensor([1.0] + [1e-3] * 99).double())
+    many = importance_mean(torch.ones(100).double())
 
     assert (few.status, many.status) == ("failed", "ok")
     assert few.effective_samples == pytest.approx((1.099**2) / (1 + 99e-6))
@@ -189,7 +189,7 @@ def test_plain_samples():
 
 def test_a_remembered_network_says_the_same_and_computes_less():
     plain = Problem(tangled(), UNEVEN, 1)
-    remembered = Remembered(plain.network)
+    remembered = CachedNetwork(plain.network)
     again = Problem(remembered, UNEVEN, 1)
     method = MHIS(1.0, samples=2048)
 

@@ -1,9 +1,9 @@
 """Activation models: one Gaussian a layer, with a mask over its covariance as the argument.
 
-A masked covariance is closed (:func:`close`), a mask is worth what it explains less its
-description (:func:`surprise_of_activations`), and is searched for against that total
-(:func:`search`; for wide layers :func:`tracked_in_rounds`). A new input is scored by its distance,
-by relations that it breaks, or by a Wick estimate of its loss.
+A masked covariance is closed (:func:`close`), a mask is worth what it explains minus its
+description (:func:`surprise_of_activations`), and :func:`search` looks for the best one. A new
+input is scored by its distance, by the tracked relations that it breaks, or by a Wick estimate of
+its loss.
 """
 
 from offkey.estimate.activations.closures import close, divergence_bits

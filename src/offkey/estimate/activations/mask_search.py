@@ -1,4 +1,4 @@
-"""Masks made soft, so that total surprise can be descended: hard-concrete and straight-through."""
+"""Search for the mask of least total surprise: greedy, exhaustive, relaxed, lasso, in rounds."""
 
 import math
 import warnings
@@ -186,12 +186,12 @@ def _each(correlation: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class MaskSearch:
-    """A mask that was found, and what it is worth.
+    """The mask that a search found, and its surprise.
 
     Attributes:
         pairs: what is tracked.
         surprise: scored exactly, with the maximum-entropy closure.
-        scored: how many masks were scored exactly on the way.
+        scored: how many masks were scored exactly.
     """
 
     pairs: frozenset[Pair]
@@ -332,7 +332,7 @@ def tracked_in_rounds(
         correlation: of the samples; may be singular if ``shrinkage`` is above 0.
         samples: N.
         rounds: at most.
-        shrinkage: correlations are closed after they were pulled to 0 by this share.
+        shrinkage: correlations are shrunk to 0 by this share before they are closed.
         tolerance: as in :func:`close`; the closure is positive definite and right on the mask
             whatever it is.
 
@@ -397,9 +397,9 @@ def _forest(gain: Float[Tensor, "d d"]) -> Bool[Tensor, "d d"]:
     weight = gain[i, j].numpy()
     size = len(gain)
     tree = minimum_spanning_tree(coo_array((-weight, (i, j)), shape=(size, size)).tocsr())
-    found = torch.from_numpy(tree.toarray() < 0)
+    forest = torch.from_numpy(tree.toarray() < 0)
 
-    return found | found.T
+    return forest | forest.T
 
 
 def _greedy(r: Float[Tensor, "d d"], samples: int) -> MaskSearch:
@@ -422,12 +422,12 @@ def _greedy(r: Float[Tensor, "d d"], samples: int) -> MaskSearch:
 
 def _best(r: Float[Tensor, "d d"], samples: int, masks: Iterable[frozenset[Pair]]) -> MaskSearch:
     nothing: frozenset[Pair] = frozenset()
-    told = {
+    surprises = {
         pairs: scored(r, pairs, samples)[0] for pairs in dict.fromkeys(chain([nothing], masks))
     }
-    best = min(told, key=lambda pairs: told[pairs].total)
+    best = min(surprises, key=lambda pairs: surprises[pairs].total)
 
-    return MaskSearch(best, told[best], len(told))
+    return MaskSearch(best, surprises[best], len(surprises))
 
 
 def _powerset(width: int) -> Iterable[frozenset[Pair]]:
@@ -441,7 +441,7 @@ def _lasso_path(r: Float[Tensor, "d d"]) -> list[frozenset[Pair]]:
     largest = float((r - torch.eye(len(r))).abs().amax())
     if not largest > 0:
         return []
-    found = []
+    supports = []
     for penalty in np.geomspace(largest * 0.999, largest / 100, _PENALTIES):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -449,9 +449,9 @@ def _lasso_path(r: Float[Tensor, "d d"]) -> list[frozenset[Pair]]:
                 precision = graphical_lasso(r.numpy(), alpha=float(penalty))[1]
             except FloatingPointError:
                 break  # a lighter penalty than the solver can bear ends the path
-        found.append(pairs_of(torch.from_numpy(np.abs(precision + precision.T) > _FLOOR)))
+        supports.append(pairs_of(torch.from_numpy(np.abs(precision + precision.T) > _FLOOR)))
 
-    return found
+    return supports
 
 
 def _correlation(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:

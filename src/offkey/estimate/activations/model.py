@@ -77,10 +77,10 @@ def moments_of(rows: Float[Tensor, "n d"] | Moments) -> Moments:
 class ActivationModel:
     r"""Gaussians :math:`N(m_\ell, S_\ell \circ M_\ell)` over the activations of layers.
 
-    The masks are the argument: what is told of how activations depend on each other. A masked
-    covariance is closed before it is used as a Gaussian's (:func:`close`). Values of an empirical
-    model come from data and cost half of :math:`\log_2 N` bits each; values of a propagated one
-    follow from the weights and cost nothing.
+    The masks are the argument: they say which dependences between activations are tracked. A
+    masked covariance is closed before it is used as a Gaussian's (:func:`close`). Values of an
+    empirical model come from data and cost half of :math:`\log_2 N` bits each; those of a
+    propagated one follow from the weights and cost nothing.
 
     Attributes:
         layers: mean and covariance of each layer, whole.
@@ -142,8 +142,8 @@ class ActivationModel:
         Raises:
             BadValue: layers with unlike numbers of rows.
         """
-        moments = {name: moments_of(told) for name, told in rows.items()}
-        counts = {told.count for told in moments.values()}
+        moments = {name: moments_of(x) for name, x in rows.items()}
+        counts = {summary.count for summary in moments.values()}
         if len(counts) != 1:
             raise BadValue(
                 f"layers with {sorted(counts)} rows",
@@ -151,7 +151,9 @@ class ActivationModel:
                 mend="Give the same prompts at every layer",
             )
         count = counts.pop()
-        layers = {name: Normal(told.mean, told.covariance()) for name, told in moments.items()}
+        layers = {
+            name: Normal(summary.mean, summary.covariance()) for name, summary in moments.items()
+        }
         argument = _argument(layers, pairs, subject, float(np.log2(count)) / 2)
 
         return cls(layers, argument, closure, count)
@@ -281,7 +283,7 @@ class ActivationModel:
         )
 
     def with_pairs(self, pairs: Mapping[str, Pairs]) -> Self:
-        """The model with these pairs tracked, and no others."""
+        """The model with exactly these pairs tracked."""
         tracked = {name: frozenset(chosen) for name, chosen in pairs.items()}
 
         return self.with_argument(replace(self.argument, tracked=tracked))
@@ -334,12 +336,12 @@ def distances(
             f"rows of layers {', '.join(rows)}, and the model has {', '.join(model.layers)}",
             where="rows",
         )
-    told = [
+    columns = [
         Gaussian(normal.mean, normal.full).mahalanobis(rows[name])
         for name, normal in model.closed.items()
     ]
 
-    return torch.stack(told, dim=1)
+    return torch.stack(columns, dim=1)
 
 
 def pair_residuals(

@@ -49,9 +49,9 @@ def surprise_of_activations(model: ActivationModel, rows: Mapping[str, Rows]) ->
     empty = model.empty
 
     return Surprise(
-        sum(_bits(model.closed[name], told) for name, told in moments.items()),
+        sum(_bits(model.closed[name], observed) for name, observed in moments.items()),
         model.argument.bits,
-        sum(_bits(empty.closed[name], told) for name, told in moments.items()),
+        sum(_bits(empty.closed[name], observed) for name, observed in moments.items()),
         empty.argument.bits,
     )
 
@@ -59,23 +59,23 @@ def surprise_of_activations(model: ActivationModel, rows: Mapping[str, Rows]) ->
 def surprise_of_events_under(
     model: ActivationModel,
     probability: Callable[[ActivationModel], float],
-    seen: int,
-    missed: int = 0,
+    hits: int,
+    misses: int = 0,
 ) -> Surprise:
-    """Surprise of an event that was seen in some of the draws, and of the argument.
+    """Surprise of an event that happened in some of the draws, and of the argument.
 
     Args:
         model: the model.
         probability: the event's probability under a model; asked for this one and the empty one.
-        seen: how many of the draws had the event.
-        missed: how many had not.
+        hits: in how many draws the event happened.
+        misses: in how many it did not.
     """
     empty = model.empty
 
     return Surprise(
-        surprise_of_events(probability(model), seen, missed),
+        surprise_of_events(probability(model), hits, misses),
         model.argument.bits,
-        surprise_of_events(probability(empty), seen, missed),
+        surprise_of_events(probability(empty), hits, misses),
         empty.argument.bits,
     )
 
@@ -95,13 +95,13 @@ def surprise_of_losses(
         model: the model.
         predict: mean and variance of the loss under a model, as a Gaussian of width 1; asked for
             this one and the empty one.
-        losses: those that were seen.
+        losses: the observed losses.
 
     Raises:
         BadValue: a prediction that is not of width 1, or does not vary.
     """
-    told = Moments()
-    told.update(losses.double()[:, None], [f"loss {n}" for n in range(len(losses))])
+    moments = Moments()
+    moments.update(losses.double()[:, None], [f"loss {n}" for n in range(len(losses))])
     empty = model.empty
 
     def bits(model: ActivationModel) -> float:
@@ -111,7 +111,7 @@ def surprise_of_losses(
                 "the prediction is not one number with a variance above 0",
                 where="surprise_of_losses",
             )
-        return _bits(predicted, told)
+        return _bits(predicted, moments)
 
     return Surprise(bits(model), model.argument.bits, bits(empty), empty.argument.bits)
 
@@ -180,11 +180,12 @@ def _known(model: ActivationModel, rows: Mapping[str, Rows]) -> dict[str, Moment
             f"rows of layers {', '.join(rows)}, and the model has {', '.join(model.layers)}",
             where="rows",
         )
-    moments = {name: moments_of(told) for name, told in rows.items()}
-    for name, told in moments.items():
-        if told.dimensions != len(model.layers[name].mean):
+    moments = {name: moments_of(summary) for name, summary in rows.items()}
+    for name, summary in moments.items():
+        if summary.dimensions != len(model.layers[name].mean):
             raise Mismatch(
-                f"rows of width {told.dimensions} for one of width {len(model.layers[name].mean)}",
+                f"rows of width {summary.dimensions} for one of width "
+                f"{len(model.layers[name].mean)}",
                 where=f"layer {name}",
             )
 

@@ -1,4 +1,4 @@
-"""A Gaussian whose tracked correlations were chosen by their worth, from streamed moments."""
+"""A Gaussian whose tracked correlations were chosen by the surprise they save."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ _ROUNDING = 1e-12
 
 
 def shrinkage_of(correlation: Float[Tensor, "d d"], samples: int) -> float:
-    r"""How far correlations of few samples are pulled to 0.
+    r"""How far correlations from few samples are shrunk to 0.
 
     .. math:: \lambda = \frac{\sum_{i \ne j} (1 - r_{ij}^2)^2 / (N - 1)}{\sum_{i \ne j} r_{ij}^2}
 
@@ -59,7 +59,7 @@ class TrackedGaussian:
     def of(cls, moments: Moments, *, rounds: int = 4) -> Self:
         """Chooses pairs with :func:`tracked_in_rounds` and closes them by maximum entropy.
 
-        Correlations are pulled to 0 by :func:`shrinkage_of` first, so that the rows may be fewer
+        Correlations are shrunk to 0 by :func:`shrinkage_of` first, so that the rows may be fewer
         than the dimensions; dimensions that never varied are left out.
 
         Args:
@@ -99,7 +99,7 @@ class TrackedGaussian:
         return squares
 
     def residuals(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        r"""How far each tracked pair's product is against its sign, of standardised rows.
+        r"""How far each tracked pair's product contradicts its sign, for standardised rows.
 
         .. math:: -\operatorname{sign}(\rho_{ij})
             \frac{z_i z_j - \rho_{ij}}{\sqrt{1 + \rho_{ij}^2}}

@@ -1,4 +1,4 @@
-"""Estimates for one input: expectations corrected by what is seen of its activations."""
+"""Estimates for one input: expectations corrected by its observed activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,14 +169,16 @@ class Wick:
                 f"rows of shape {tuple(x.shape)} for {len(self.gradient)} dimensions", where="Wick"
             )
         gap = x.double() - self.normal.mean
-        told = gap.new_full((len(gap),), self.mean)
+        estimates = gap.new_full((len(gap),), self.mean)
         if order >= 1:
-            told = told + gap @ self.gradient
+            estimates = estimates + gap @ self.gradient
         if order == 2:
             form = self.curvature * self.mask
-            told = told + (((gap @ form) * gap).sum(1) - (form * self.normal.full).sum()) / 2
+            estimates = (
+                estimates + (((gap @ form) * gap).sum(1) - (form * self.normal.full).sum()) / 2
+            )
 
-        return told
+        return estimates
 
 
 def wick_elementwise(

@@ -158,7 +158,7 @@ class AffineForm:
         """``weight @ x + bias``, exact.
 
         Raises:
-            Mismatch: the shapes do not belong together.
+            Mismatch: the shapes do not match.
             BadInput: a weight is not finite.
         """
         w = np.asarray(weight, dtype=np.float64)

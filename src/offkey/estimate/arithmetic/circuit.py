@@ -104,17 +104,17 @@ class Circuit:
         return self.nodes[index].name or f"#{index}"
 
     def leaf(self, index: int) -> Leaf:
-        """What is known of a leaf."""
-        told = self.nodes[index].operation
-        if not isinstance(told, Leaf):
+        """The moments and span of a leaf."""
+        operation = self.nodes[index].operation
+        if not isinstance(operation, Leaf):
             raise BadValue(f"{self.label(index)} is not a leaf", where="circuit")
 
-        return told
+        return operation
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the structure and the leaves' moments; names do not count."""
-        told = [
+        steps = [
             [step.kind, step.parents, [a.hex() for a in step.weights], step.constant.hex()]
             for step in self.steps
         ]
@@ -130,7 +130,7 @@ class Circuit:
         ]
         known = [[i, j, value.hex()] for (i, j), value in sorted(self.known.items())]
 
-        return sha256_json([told, moments, known, self.outputs])
+        return sha256_json([steps, moments, known, self.outputs])
 
     @cached_property
     def candidate_nodes(self) -> tuple[int, ...]:
@@ -259,16 +259,18 @@ class Circuit:
         given = {self.index(node): made for node, made in known.items()}
         made: dict[Node, Node] = {}
         for k, node in enumerate(self.nodes):
-            told = node.operation
+            operation = node.operation
             if k in given:
-                told = given[k].operation
-                if not isinstance(told, Leaf):
+                operation = given[k].operation
+                if not isinstance(operation, Leaf):
                     raise BadInput(f"{given[k]!r} is not a leaf", where=f"node {self.label(k)}")
-            elif isinstance(told, Product):
-                told = Product(made[told.left], made[told.right])
-            elif isinstance(told, Sum):
-                told = Sum(tuple((a, made[x]) for a, x in told.terms), told.constant)
-            made[node] = replace(node, operation=told)
+            elif isinstance(operation, Product):
+                operation = Product(made[operation.left], made[operation.right])
+            elif isinstance(operation, Sum):
+                operation = Sum(
+                    tuple((a, made[x]) for a, x in operation.terms), operation.constant
+                )
+            made[node] = replace(node, operation=operation)
 
         return Circuit(*(made[self.nodes[k]] for k in self.outputs))
 
@@ -281,10 +283,10 @@ class Circuit:
                 source = self.leaf(k).block or k
                 supports.append(1 << sources.setdefault(source, len(sources)))
             else:
-                found = 0
+                support = 0
                 for i in step.parents:
-                    found |= supports[i]
-                supports.append(found)
+                    support |= supports[i]
+                supports.append(support)
 
         return supports
 
@@ -304,15 +306,17 @@ class Circuit:
         return known
 
     def _step(self, node: Node) -> CircuitStep:
-        told = node.operation
-        if isinstance(told, Product):
-            return CircuitStep("product", (self._index[told.left], self._index[told.right]))
-        if isinstance(told, Sum):
+        operation = node.operation
+        if isinstance(operation, Product):
+            return CircuitStep(
+                "product", (self._index[operation.left], self._index[operation.right])
+            )
+        if isinstance(operation, Sum):
             return CircuitStep(
                 "sum",
-                tuple(self._index[x] for _, x in told.terms),
-                tuple(a for a, _ in told.terms),
-                told.constant,
+                tuple(self._index[x] for _, x in operation.terms),
+                tuple(a for a, _ in operation.terms),
+                operation.constant,
             )
 
         return CircuitStep("leaf")
@@ -320,17 +324,17 @@ class Circuit:
 
 def _cone(outputs: Iterable[Node]) -> set[Node]:
     """All nodes that the outputs are made from, and they themselves."""
-    found: set[Node] = set()
+    cone: set[Node] = set()
     waiting = list(outputs)
     while waiting:
         node = waiting.pop()
-        if node in found:
+        if node in cone:
             continue
-        found.add(node)
-        told = node.operation
-        if isinstance(told, Product):
-            waiting += told
-        elif isinstance(told, Sum):
-            waiting += [x for _, x in told.terms]
+        cone.add(node)
+        operation = node.operation
+        if isinstance(operation, Product):
+            waiting += operation
+        elif isinstance(operation, Sum):
+            waiting += [x for _, x in operation.terms]
 
-    return found
+    return cone

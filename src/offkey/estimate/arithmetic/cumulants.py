@@ -96,14 +96,14 @@ class Cumulants:
             return self.circuit.known[key]
         if len(set(key)) > 1:
             return 0.0
-        told = self.circuit.leaf(key[0])
-        if told.order is not None and len(key) > told.order:
+        leaf = self.circuit.leaf(key[0])
+        if leaf.order is not None and len(key) > leaf.order:
             raise BadValue(
                 f"its cumulant of order {len(key)} is not known",
                 where=f"leaf {self.circuit.label(key[0])}",
-                mend=f"Carry no cumulants above order {told.order}",
+                mend=f"Carry no cumulants above order {leaf.order}",
             )
-        cumulants = (told.mean, told.variance, *told.cumulants)
+        cumulants = (leaf.mean, leaf.variance, *leaf.cumulants)
 
         return cumulants[len(key) - 1] if len(key) <= len(cumulants) else 0.0
 
@@ -112,8 +112,8 @@ class Cumulants:
         step = self.circuit.steps[latest]
         if step.kind == "product":
             i, j = step.parents
-            found = _expansion(key, {latest: (i, j)}, self.order)
-            return [(float(count), parts) for parts, count in found.items()]
+            expanded = _expansion(key, {latest: (i, j)}, self.order)
+            return [(float(count), parts) for parts, count in expanded.items()]
         terms: Terms = [
             (a, (tuple(sorted((*key[:-1], i))),))
             for a, i in zip(step.weights, step.parents, strict=True)
@@ -210,7 +210,7 @@ def gaussian_moment(
         indices: one for each factor, at most 22.
 
     Raises:
-        Mismatch: the shapes do not belong together.
+        Mismatch: the shapes do not match.
         BadInput: not symmetric, or not finite.
         BadValue: too many factors, or an index that does not exist.
 

@@ -1,4 +1,4 @@
-"""Estimates of formally stated quantities, and how to tell that estimates are accurate."""
+"""Estimates of formally stated quantities, and a test of whether estimates are accurate."""
 
 import math
 from dataclasses import dataclass

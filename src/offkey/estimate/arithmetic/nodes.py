@@ -107,7 +107,7 @@ class Node:
     __array_ufunc__ = None  # a NumPy number on the left leaves the operation to the node
 
     def named(self, name: str) -> "Node":
-        """The same value as a node of its own, made now, that later sums do not take apart."""
+        """The same value as a new node of its own, which later sums do not expand."""
         return Node(self.operation, name, is_whole=True)
 
     def __repr__(self) -> str:
@@ -199,14 +199,16 @@ def bernoulli(p: float, *, name: str = "") -> Node:
         raise BadInput(f"probability {p} is not between 0 and 1", where=f"leaf {name}".rstrip())
     cumulant = np.polynomial.Polynomial([0.0, 1.0])
     spread = np.polynomial.Polynomial([0.0, 1.0, -1.0])
-    found = []
+    cumulants = []
     for _ in range(_CUMULANTS):
-        found.append(float(cumulant(p)))
+        cumulants.append(float(cumulant(p)))
         cumulant = spread * cumulant.deriv()
 
-    told = Leaf(found[0], max(found[1], 0.0), tuple(found[2:]), 0.0, 1.0, order=_CUMULANTS)
+    operation = Leaf(
+        cumulants[0], max(cumulants[1], 0.0), tuple(cumulants[2:]), 0.0, 1.0, order=_CUMULANTS
+    )
 
-    return Node(told, name)
+    return Node(operation, name)
 
 
 def block(
@@ -225,7 +227,7 @@ def block(
         spans: least and greatest value of each; unknown by default.
 
     Raises:
-        Mismatch: the shapes do not belong together.
+        Mismatch: the shapes do not match.
         BadInput: not finite, not symmetric, or not positive semi-definite.
     """
     matrix = np.array(covariance, dtype=np.float64)
@@ -251,10 +253,10 @@ def block(
     nodes = []
     for place, mean in enumerate(means):
         low, high = spans[place] if spans else (-math.inf, math.inf)
-        told = Leaf(
+        operation = Leaf(
             float(mean), max(float(matrix[place, place]), 0.0), (), low, high, known, place
         )
-        nodes.append(Node(told, names[place] if names else ""))
+        nodes.append(Node(operation, names[place] if names else ""))
 
     return tuple(nodes)
 
@@ -262,7 +264,7 @@ def block(
 def linear(
     coefficients: Sequence[float], nodes: Sequence[Node], constant: float = 0.0, *, name: str = ""
 ) -> Node:
-    r"""The node :math:`\sum_i a_i x_i + c`, which later sums do not take apart where it is named.
+    r"""The node :math:`\sum_i a_i x_i + c`, which later sums do not expand if it is named.
 
     Raises:
         Mismatch: as many coefficients as nodes are needed.
@@ -280,7 +282,7 @@ def _is_number(value: object) -> bool:
 
 
 def _sum(parts: Sequence[tuple[float, Node]], constant: float) -> Node:
-    """One sum; parts that are sums and not whole are taken apart."""
+    """One sum; parts that are sums and not whole are expanded."""
     terms: dict[Node, float] = {}
     total = float(constant)
     for weight, node in parts:

@@ -29,26 +29,26 @@ def needs(circuit: Circuit, pair: Pair) -> list[Pair]:
     them: they are always there, known, or exactly 0.
     """
     earlier, later = min(pair), max(pair)
-    found = []
+    entries = []
     for i in dict.fromkeys(circuit.steps[later].parents):
         entry = (min(i, earlier), max(i, earlier))
         if i != earlier and entry not in circuit.known and not circuit.are_independent(*entry):
-            found.append(entry)
+            entries.append(entry)
 
-    return found
+    return entries
 
 
 def closure(circuit: Circuit, pairs: Iterable[Pair]) -> frozenset[Pair]:
     """The pairs and all that they need, down to the leaves."""
     waiting = list(pairs)
-    found: set[Pair] = set()
+    closed: set[Pair] = set()
     while waiting:
         pair = waiting.pop()
-        if pair not in found:
-            found.add(pair)
+        if pair not in closed:
+            closed.add(pair)
             waiting += needs(circuit, pair)
 
-    return frozenset(found)
+    return frozenset(closed)
 
 
 def missing(circuit: Circuit, tracked: Iterable[Pair]) -> frozenset[Pair]:
@@ -69,8 +69,8 @@ def presumed(circuit: Circuit, tracked: Iterable[Pair]) -> tuple[frozenset[Pair]
     terms: set[Pair] = set()
     for step in circuit.steps:
         pairs = itertools.combinations(sorted(set(step.parents)), 2)
-        found = {p for p in pairs if p not in there and not circuit.are_independent(*p)}
-        (factors if step.kind == "product" else terms).update(found)
+        untracked = {p for p in pairs if p not in there and not circuit.are_independent(*p)}
+        (factors if step.kind == "product" else terms).update(untracked)
 
     return frozenset(factors), frozenset(terms - factors)
 
@@ -85,9 +85,9 @@ class Propagation:
         variances: ``[nodes]``.
         covariances: of the tracked pairs; a whole matrix ``[nodes, nodes]`` where all are.
         flops: additions and multiplications spent.
-        clamped_variances: nodes whose variance came out negative and was put to 0.
+        clamped_variances: nodes whose variance came out negative and was set to 0.
         clamped_covariances: pairs whose covariance exceeded the product of their standard
-            deviations and was put to it.
+            deviations and was set to it.
     """
 
     circuit: Circuit
@@ -153,8 +153,8 @@ def propagate(
     Args:
         circuit: what to estimate.
         argument: the tracked pairs; none for the naive estimate; ``"all"`` for every pair.
-        close: also track what tracked entries need (the result's ``tracked`` tells what).
-        clamp: put impossible variances and covariances to the nearest possible value.
+        close: also track what tracked entries need; the result's ``tracked`` lists all.
+        clamp: replace impossible variances and covariances by the nearest possible value.
 
     Raises:
         Mismatch: the argument is about another circuit.
@@ -237,9 +237,9 @@ class _Sparse:
         )
 
     def _leaf(self, k: int) -> tuple[float, float]:
-        told = self.circuit.leaf(k)
+        leaf = self.circuit.leaf(k)
 
-        return told.mean, told.variance
+        return leaf.mean, leaf.variance
 
     def _sum(self, k: int) -> tuple[float, float]:
         step = self.circuit.steps[k]
@@ -337,9 +337,9 @@ class _Full:
             rows, weights = list(step.parents), np.array(step.weights)
             row = weights @ matrix[rows, :k] if rows else np.zeros(k)
             return float(weights @ means[rows]) + step.constant, float(weights @ row[rows]), row
-        told = self.circuit.leaf(k)
+        leaf = self.circuit.leaf(k)
 
-        return told.mean, told.variance, matrix[k, :k].copy()
+        return leaf.mean, leaf.variance, matrix[k, :k].copy()
 
 
 class Masked:
@@ -405,8 +405,8 @@ class _MaskedState:
         step = self.circuit.steps[k]
         mean, variance = self.blank, self.blank
         if step.kind == "leaf":
-            told = self.circuit.leaf(k)
-            mean, variance = mean + told.mean, variance + told.variance
+            leaf = self.circuit.leaf(k)
+            mean, variance = mean + leaf.mean, variance + leaf.variance
         elif step.kind == "product":
             i, j = step.parents
             x, y, u, v = self.means[i], self.means[j], self.variances[i], self.variances[j]

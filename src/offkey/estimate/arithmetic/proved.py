@@ -26,28 +26,28 @@ def bounds(circuit: Circuit) -> tuple[Bound, ...]:
     Raises:
         BadInput: a span is not a number.
     """
-    found: list[Bound] = []
+    intervals: list[Bound] = []
     for k, step in enumerate(circuit.steps):
         if step.kind == "leaf":
-            told = circuit.leaf(k)
-            if math.isnan(told.low) or math.isnan(told.high):
+            leaf = circuit.leaf(k)
+            if math.isnan(leaf.low) or math.isnan(leaf.high):
                 raise BadInput("its span is not a number", where=f"leaf {circuit.label(k)}")
-            found.append(Bound(told.low, told.high))
+            intervals.append(Bound(leaf.low, leaf.high))
         elif step.kind == "sum":
-            found.append(_sum_bound(step, found))
+            intervals.append(_sum_bound(step, intervals))
         else:
             i, j = step.parents
-            found.append(_product_bound(found[i], found[j], is_square=i == j))
+            intervals.append(_product_bound(intervals[i], intervals[j], is_square=i == j))
 
-    return tuple(found)
+    return tuple(intervals)
 
 
-def _sum_bound(step: CircuitStep, found: list[Bound]) -> Bound:
+def _sum_bound(step: CircuitStep, earlier: list[Bound]) -> Bound:
     ends: list[float] = []
     for upper in (False, True):
         total, endless = Fraction(step.constant), False
         for a, i in zip(step.weights, step.parents, strict=True):
-            end = found[i].high if (a > 0) == upper else found[i].low
+            end = earlier[i].high if (a > 0) == upper else earlier[i].low
             if math.isinf(end):
                 endless = True
             else:
@@ -108,9 +108,9 @@ def exact_mean(circuit: Circuit, node: NodeLike | None = None) -> float:
             where="exact_mean",
         )
     for k in circuit.leaves:
-        told = circuit.leaf(k)
-        spread = told.mean * (1 - told.mean)
-        if told.block or (told.low, told.high) != (0, 1) or abs(told.variance - spread) > 1e-12:
+        leaf = circuit.leaf(k)
+        spread = leaf.mean * (1 - leaf.mean)
+        if leaf.block or (leaf.low, leaf.high) != (0, 1) or abs(leaf.variance - spread) > 1e-12:
             raise BadInput(
                 "it is not an independent leaf that is 0 or 1", where=f"leaf {circuit.label(k)}"
             )

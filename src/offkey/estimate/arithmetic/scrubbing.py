@@ -131,7 +131,7 @@ class Scrubbing:
     draws, summed without sampling. Losses are in bits an input.
 
     Args:
-        probability: the probability that the function gives to what is true of a data point,
+        probability: the probability that the function gives to the true label of a data point,
             called with the inputs of all paths and the data point.
         inputs: every input there is.
         paths: how many paths the function has.
@@ -176,8 +176,8 @@ class Scrubbing:
         self.weights = _weights(weights, count)
         table = np.array(
             [
-                probability(tuple(inputs[i] for i in seen), inputs[x])
-                for x, *seen in itertools.product(range(count), repeat=paths + 1)
+                probability(tuple(inputs[i] for i in copies), inputs[x])
+                for x, *copies in itertools.product(range(count), repeat=paths + 1)
             ],
             dtype=np.float64,
         )
@@ -187,15 +187,15 @@ class Scrubbing:
         self._agrees = np.ones((paths, count, count), dtype=bool)
         if features is not None:
             for path in range(paths):
-                told = [features(path, x) for x in inputs]
-                self._agrees[path] = [[a == b for b in told] for a in told]
+                values = [features(path, x) for x in inputs]
+                self._agrees[path] = [[a == b for b in values] for a in values]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the tabulated function, the inputs' weights and the features."""
         digest = hashlib.sha256()
-        for told in (self._table, self.weights, self._agrees):
-            digest.update(str(told.shape).encode() + told.tobytes())
+        for part in (self._table, self.weights, self._agrees):
+            digest.update(str(part.shape).encode() + part.tobytes())
 
         return digest.hexdigest()
 
@@ -248,16 +248,16 @@ class Scrubbing:
         return Estimate(float(self.weights @ self.losses(argument)))
 
     def surprise(
-        self, argument: Argument, draws: int, *, seen: Sequence[int] | None = None
+        self, argument: Argument, draws: int, *, drawn: Sequence[int] | None = None
     ) -> Surprise:
         r""":math:`\sum_n -\log_2 p(y_n)` over data points, and what the argument costs.
 
         Args:
             argument: the partition.
             draws: how many data points, as the inputs' weights have it on average.
-            seen: how often each input was drawn, where that is known; ``draws`` is not used then.
+            drawn: how often each input was drawn, where that is known; ``draws`` is not used then.
         """
-        counts = draws * self.weights if seen is None else np.asarray(seen, dtype=np.float64)
+        counts = draws * self.weights if drawn is None else np.asarray(drawn, dtype=np.float64)
         if counts.shape != self.weights.shape or (counts < 0).any():
             raise Mismatch(
                 f"counts of shape {counts.shape} for {len(self.weights)} inputs", where="surprise"
@@ -274,7 +274,7 @@ class Scrubbing:
         )
 
     def recovered(self, argument: Argument) -> float:
-        """Share of the loss between the empty argument and the whole function that it wins back.
+        """Share that an argument recovers of the loss from the empty one to the whole function.
 
         Raises:
             BadInput: the empty argument loses nothing.
@@ -289,12 +289,12 @@ class Scrubbing:
     def best(
         self, draws: int, *, code: Literal["uniform", "prefix"] = "uniform"
     ) -> tuple[PathPartition, Surprise]:
-        """The argument of least total surprise, among all; of equal ones the first."""
+        """The argument of least total surprise among all; the first of equal ones."""
         scored = [
             (self.surprise(argument, draws), argument)
             for argument in path_partitions(self.fingerprint, self.paths, code=code)
         ]
-        surprise, argument = min(scored, key=lambda told: round(told[0].total, 9))
+        surprise, argument = min(scored, key=lambda entry: round(entry[0].total, 9))
 
         return argument, surprise
 

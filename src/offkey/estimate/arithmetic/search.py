@@ -36,7 +36,7 @@ _CHUNK = 1 << 15
 
 
 class Outcome(ABC):
-    """Something that was seen of one node.
+    """What was observed of one node.
 
     Attributes:
         node: of which node; ``None`` for the circuit's first output.
@@ -65,36 +65,36 @@ class Events(Outcome):
     (1-\hat p)`.
 
     Args:
-        seen: in how many draws it was 1.
-        missed: in how many it was 0.
+        hits: in how many draws it was 1.
+        misses: in how many it was 0.
         node: which node; the circuit's first output by default.
     """  # noqa: D205
 
-    def __init__(self, seen: int, missed: int = 0, node: NodeLike | None = None) -> None:
-        if seen < 0 or missed < 0:
-            raise BadValue(f"{seen} seen and {missed} missed", where="Events")
-        self.seen, self.missed, self.node = seen, missed, node
+    def __init__(self, hits: int, misses: int = 0, node: NodeLike | None = None) -> None:
+        if hits < 0 or misses < 0:
+            raise BadValue(f"{hits} seen and {misses} missed", where="Events")
+        self.hits, self.misses, self.node = hits, misses, node
 
     def bits(
         self, mean: Float[Tensor, "*batch"], variance: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
         """Of the mean alone, kept between 2⁻⁵³ and 1."""
         p = mean.clamp(_LEAST_PROBABILITY, 1.0)
-        bits = 0.0 - self.seen * p.log2()
-        if self.missed:
-            bits = bits - self.missed * (1 - p).clamp(min=_LEAST_PROBABILITY).log2()
+        bits = 0.0 - self.hits * p.log2()
+        if self.misses:
+            bits = bits - self.misses * (1 - p).clamp(min=_LEAST_PROBABILITY).log2()
 
         return bits
 
 
 class Values(Outcome):
-    """Values of a node were seen; their density under a Gaussian of its mean and variance.
+    """Observed values of a node; their density under a Gaussian of its mean and variance.
 
     In bits of density, so only differences between arguments mean anything. A variance below
     1e-12 is taken to be 1e-12.
 
     Args:
-        values: what was seen.
+        values: the observed values.
         node: of which node; the circuit's first output by default.
     """
 
@@ -120,21 +120,21 @@ class Values(Outcome):
 
 
 def account(circuit: Circuit, outcome: Outcome, argument: Argument | None = None) -> Surprise:
-    """Surprise of an outcome and an argument, beside those of the empty argument.
+    """Surprise of an outcome and an argument, next to those of the empty argument.
 
     Raises:
         Mismatch: the argument is about another circuit.
         BadValue: it tracks a node that does not exist.
     """
     empty = circuit.tracked(candidates=outcome.candidates)
-    told = empty if argument is None else argument
-    done = propagate(circuit, told)
-    if isinstance(told, TrackedPairs):
-        empty = replace(told, tracked={})
+    chosen = empty if argument is None else argument
+    done = propagate(circuit, chosen)
+    if isinstance(chosen, TrackedPairs):
+        empty = replace(chosen, tracked={})
 
     return Surprise(
         outcome=outcome.bits_under(done),
-        argument=told.bits,
+        argument=chosen.bits,
         empty_outcome=outcome.bits_under(propagate(circuit)),
         empty_argument=empty.bits,
         flops=done.flops,
@@ -149,7 +149,7 @@ class ArgumentSearch:
         argument: the tracked pairs.
         surprise: of the outcome and the argument, scored exactly.
         estimate: what the argument estimates.
-        evaluated: how many arguments were propagated on the way.
+        evaluated: how many arguments were propagated.
         path: the pairs that were added, in order, with the total surprise after each.
     """
 
@@ -167,9 +167,9 @@ def greedy(
 
     Args:
         circuit: what is estimated.
-        outcome: what was seen.
+        outcome: what was observed.
         close: add what a pair needs together with it; otherwise pairs alone.
-        prune: before a pair with what it needs is judged, leave out what of it does not pay. This
+        prune: before a pair and what it needs are scored, drop the entries that do not pay. This
             also reaches arguments that are better without some entry that they seem to need.
     """
     walk = _Walk(circuit, outcome)
@@ -198,7 +198,7 @@ def guided(circuit: Circuit, outcome: Outcome, *, tries: int = 4) -> ArgumentSea
 
     Args:
         circuit: what is estimated.
-        outcome: what was seen.
+        outcome: what was observed.
         tries: how many pairs are scored exactly in a round.
     """
     if tries < 1:
@@ -226,7 +226,7 @@ def exhaustive(
 
     Args:
         circuit: what is estimated.
-        outcome: what was seen.
+        outcome: what was observed.
         at_most: how many pairs an argument may track; any number by default.
         most: refuse more arguments than this.
 
@@ -266,12 +266,12 @@ def relaxed(
     r"""Descends total surprise over masks between 0 and 1 that harden, from many random starts.
 
     A mask is a sigmoid of a logit over a temperature that falls from 1 to 1/10; the argument's
-    length is :math:`\log_2 \binom{n}{k}` at :math:`k = \sum z`. All starts run as one batch. Every
-    hardened mask on the way's end, and the empty one, is scored exactly.
+    length is :math:`\log_2 \binom{n}{k}` at :math:`k = \sum z`. All starts run as one batch. The
+    hardened mask of every start, and the empty one, are scored exactly.
 
     Args:
         circuit: what is estimated.
-        outcome: what was seen.
+        outcome: what was observed.
         restarts: how many starts.
         steps: steps of Adam, at rate 0.1.
         seed: of the starts.
@@ -289,12 +289,12 @@ def relaxed(
         optimizer.step()
     walk.evaluated += restarts * steps
     rows = {tuple(row) for row in (logits.detach() > 0).tolist()}
-    found = [
+    hardened = [
         frozenset(pair for pair, is_on in zip(walk.dependent, row, strict=True) if is_on)
         for row in sorted(rows)
     ]
 
-    return walk.result(min([frozenset[Pair](), *found], key=walk.total))
+    return walk.result(min([frozenset[Pair](), *hardened], key=walk.total))
 
 
 def adjoints(
@@ -347,9 +347,9 @@ class _Walk:
     def total(self, pairs: frozenset[Pair]) -> float:
         """Outcome and argument together, in bits."""
         self.evaluated += 1
-        told = self.argument(pairs)
+        argument = self.argument(pairs)
 
-        return self.outcome.bits_under(propagate(self.circuit, told)) + told.bits
+        return self.outcome.bits_under(propagate(self.circuit, argument)) + argument.bits
 
     def price(self, dependent: int, limit: int) -> tuple[float, int]:
         """Shortest argument with so many dependent pairs, and how many others it tracks."""
@@ -362,7 +362,7 @@ class _Walk:
         return least + math.log2(self.count + 1), lengths.index(least)
 
     def pruned(self, added: frozenset[Pair], total: float) -> tuple[float, frozenset[Pair]]:
-        """What is left of an addition after single pairs that do not pay are taken out of it."""
+        """An addition without the single pairs that do not pay."""
         while len(added) > 1:
             options = [(self.total(self.pairs | added - {p}), p) for p in sorted(added)]
             least, pair = min(options)

@@ -62,7 +62,7 @@ class Bilinear(nn.Module):
         """The layer with these weights; with ``bias`` the first column meets the 1.
 
         Raises:
-            Mismatch: the shapes do not belong together.
+            Mismatch: the shapes do not match.
             BadInput: a weight is not finite.
         """
         if (

@@ -57,8 +57,8 @@ def orthant(
     for repeat in range(_REPEATS):
         points = qmc.Sobol(max(1, width - 1), seed=seed * _REPEATS + repeat).random(each)
         values.append(float(_weights(factor, centre, torch.from_numpy(points)).mean()))
-    told = torch.tensor(values, dtype=torch.float64)
-    value = float(told.mean())
+    repeats = torch.tensor(values, dtype=torch.float64)
+    value = float(repeats.mean())
     if value < _LEAST:
         return Estimate(
             None,
@@ -67,7 +67,7 @@ def orthant(
             reason="the probability is below what float64 holds",
         )
 
-    return Estimate(value, error=float(told.std() / math.sqrt(_REPEATS)))
+    return Estimate(value, error=float(repeats.std() / math.sqrt(_REPEATS)))
 
 
 def _ordered(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,11 +115,11 @@ class Catastrophe(ABC):
 
     @abstractmethod
     def under(self, normal: Normal, settings: PropagationSettings) -> Estimate:
-        """Its probability where the output is Gaussian."""
+        """Probability of the event where the output is Gaussian."""
 
     @abstractmethod
     def of(self, rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-        """In which rows it happens."""
+        """Rows in which the event happens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class Threshold(Catastrophe):
     threshold: float = 0.0
 
     def under(self, normal: Normal, settings: PropagationSettings) -> Estimate:
-        """Its probability where the output is Gaussian."""
+        """Probability of the event where the output is Gaussian."""
         w = self.weight.double()
         if w.shape != normal.mean.shape:
             raise Mismatch(
@@ -145,12 +145,12 @@ class Threshold(Catastrophe):
         turned = normal.covariance * w if normal.is_diagonal else normal.covariance @ w
         gap, spread = w @ normal.mean - self.threshold, (w @ turned).clamp(min=0).sqrt()
         if float(spread) == 0:
-            return _told(float(gap > 0))
+            return _resolved(float(gap > 0))
 
-        return _told(float(normal_cdf(gap / spread)))
+        return _resolved(float(normal_cdf(gap / spread)))
 
     def of(self, rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-        """In which rows it happens."""
+        """Rows in which the event happens."""
         return rows.double() @ self.weight.double() > self.threshold
 
 
@@ -165,7 +165,7 @@ class ArgMax(Catastrophe):
     target: int
 
     def under(self, normal: Normal, settings: PropagationSettings) -> Estimate:
-        """Its probability where the output is Gaussian."""
+        """Probability of the event where the output is Gaussian."""
         width = len(normal.mean)
         if not 0 <= self.target < width:
             raise BadValue(f"target {self.target} of {width} outputs", where="ArgMax")
@@ -183,7 +183,7 @@ class ArgMax(Catastrophe):
         )
 
     def of(self, rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-        """In which rows it happens."""
+        """Rows in which the event happens."""
         return rows.argmax(1) == self.target
 
 
@@ -200,13 +200,13 @@ class Fires(Catastrophe):
     threshold: float = 0.0
 
     def under(self, normal: Normal, settings: PropagationSettings) -> Estimate:
-        """Its probability where the output is Gaussian."""
+        """Probability of the event where the output is Gaussian."""
         last = list(propagate(self.detector, normal, settings).values())[-1]
 
         return Threshold(torch.ones_like(last.mean), self.threshold).under(last, settings)
 
     def of(self, rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-        """In which rows it happens."""
+        """Rows in which the event happens."""
         return run(self.detector, rows)[:, 0] > self.threshold
 
 
@@ -277,7 +277,7 @@ def finite_data(
     )
 
 
-def _told(value: float) -> Estimate:
+def _resolved(value: float) -> Estimate:
     if value < _LEAST:
         return Estimate(
             None,

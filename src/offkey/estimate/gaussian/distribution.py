@@ -70,7 +70,7 @@ def bivariate_normal_cdf(
     Args:
         h: upper limit of the first; may be infinite.
         k: upper limit of the second.
-        rho: correlation, from -1 to 1; what rounding puts outside is put back.
+        rho: correlation, from -1 to 1; values outside by rounding are clamped.
 
     References:
         Genz, 2004: Numerical computation of rectangular bivariate and trivariate normal and t
@@ -85,14 +85,14 @@ def bivariate_normal_cdf(
 
 
 def together(*given: Tensor) -> tuple[Tensor, ...]:
-    """The same, broadcast to one shape."""
+    """Broadcasts tensors to one shape."""
     made: tuple[Tensor, ...] = torch.broadcast_tensors(*given)  # type: ignore[no-untyped-call] # torch gives it no types
 
     return made
 
 
 def chunks(size: int, *given: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Vectors of one length, in pieces."""
+    """Splits vectors of equal length into chunks."""
     for start in range(0, len(given[0]), size):
         yield tuple(x[start : start + size] for x in given)
 
@@ -147,7 +147,7 @@ def _values(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
 
 
 def _fill(result: Tensor, where: Tensor, rule: Callable[..., Tensor], *given: Tensor) -> Tensor:
-    """Puts a rule's values where they are wanted."""
+    """Evaluates a rule where the mask holds."""
     if bool(where.all()):
         return rule(*given)
     chosen = where.nonzero().squeeze(-1)

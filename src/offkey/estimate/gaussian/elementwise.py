@@ -186,8 +186,8 @@ class Smooth(Elementwise):
         for part_m, part_v in _parts(m, v, len(z)):
             at_mean = self(part_m)
             values = self(part_m[:, None] + part_v.sqrt()[:, None] * z) - at_mean[:, None]
-            found = values @ rows.T
-            parts.append(torch.cat([found[:, :1] + at_mean[:, None], found[:, 1:]], dim=1))
+            projected = values @ rows.T
+            parts.append(torch.cat([projected[:, :1] + at_mean[:, None], projected[:, 1:]], dim=1))
         flat = torch.cat(parts) if parts else m.new_zeros(0, order + 1)
 
         return flat.T.reshape(order + 1, *m.shape)
@@ -205,15 +205,17 @@ class Smooth(Elementwise):
         flat = [x.reshape(-1) for x in (mx, my, vx, vy, c)]
         if not len(flat[0]):
             return c.clone()
-        found, left = self._by_series(flat)
+        covariances, left = self._by_series(flat)
         worst = left.nonzero().squeeze(-1)
         if len(worst):
-            found = found.index_put((worst,), self._by_quadrature(*(x[worst] for x in flat)))
+            covariances = covariances.index_put(
+                (worst,), self._by_quadrature(*(x[worst] for x in flat))
+            )
 
-        return found.view(c.shape)
+        return covariances.view(c.shape)
 
     def _by_series(self, given: list[Tensor], order: int = 40) -> tuple[Tensor, Tensor]:
-        """The series to an order, and for which pairs its remainder is above rounding."""
+        """The series up to an order, and the pairs whose remainder is above rounding."""
         mx, my, vx, vy, c = given
         rho = correlation(vx, vy, c)
         bx, by = self.coefficients(order, mx, vx), self.coefficients(order, my, vy)
@@ -363,7 +365,7 @@ def hermite_rows(order: int, x: Array) -> Float[Tensor, "rows ..."]:
 
 
 def doubles(*given: Tensor | float) -> tuple[Tensor, ...]:
-    """The same in float64, broadcast to one shape."""
+    """Converts to float64 and broadcasts to one shape."""
     return together(*(torch.as_tensor(x, dtype=torch.float64) for x in given))
 
 
@@ -374,7 +376,7 @@ def check_order(k: int) -> None:
 
 
 def correlation(vx: Tensor, vy: Tensor, c: Tensor) -> Tensor:
-    """From variances and covariance; 0 where a variance is, and never beyond 1."""
+    """Correlation from variances and covariance; 0 where a variance is 0."""
     scale = vx.sqrt() * vy.sqrt()
     rho: Tensor = torch.where(scale > 0, c / scale, torch.zeros_like(c)).clamp(-1, 1)
 

@@ -48,8 +48,8 @@ def through_blocks(
     covariance is :math:`(I + A) S (I + A)^\top` plus that of the regression's errors, so that the
     stream's own part keeps its exact covariance. Norm and MLP are analytic, with the covariance
     between the stream and what the MLP adds (Stein). After each step the state is closed as
-    Gaussian again, and what tied it to its own context is forgotten: the presumption is that the
-    last token's stream and the rest of the prompt are independent.
+    Gaussian again, and its dependence on its own context is dropped: the
+    last token's stream and the rest of the prompt are presumed independent.
 
     Blocks whose attention and MLP run in parallel are sampled as a whole.
 
@@ -130,7 +130,7 @@ def _drawn(
     settings: PropagationSettings,
     generator: torch.Generator,
 ) -> Normal:
-    """Draws in the place of the last token at one site, read at the next."""
+    """Replaces the last token at one site by draws, and reads the next site."""
     contexts = _tiled(contexts, max(1, min(_ROWS, settings.draws) // len(contexts)))
     repeats = -(-settings.draws // len(contexts))
     rows = normal.sample(repeats * len(contexts), generator)
@@ -157,7 +157,7 @@ def _tiled(batch: Batch, times: int) -> Batch:
 
 
 def _summed(normal: Normal, rows: Float[Tensor, "n d"], added: Float[Tensor, "n d"]) -> Normal:
-    """X + a(x), with the covariance of x known and that of the rest from draws."""
+    """The Gaussian of x + a(x), where the covariance of x is known and the rest is sampled."""
     if normal.is_diagonal:
         return fit(rows + added, diagonal=True)
     count, width = rows.shape

@@ -24,7 +24,7 @@ class Normal:
         covariance: ``[d, d]``, or ``[d]`` where only variances are kept.
 
     Raises:
-        Mismatch: the shapes do not belong together.
+        Mismatch: the shapes do not match.
         BadInput: not finite, not symmetric, or a negative variance.
     """
 
@@ -44,9 +44,9 @@ class Normal:
         if not bool(self.mean.isfinite().all() and self.covariance.isfinite().all()):
             raise BadInput("a mean or covariance is not finite", where="Normal")
         if not self.is_diagonal:
-            told = self.covariance.detach()
-            gap = float((told - told.T).abs().amax()) if width else 0.0
-            if gap > _ASYMMETRY * float(told.abs().amax() if width else 0.0):
+            covariance = self.covariance.detach()
+            gap = float((covariance - covariance.T).abs().amax()) if width else 0.0
+            if gap > _ASYMMETRY * float(covariance.abs().amax() if width else 0.0):
                 raise BadInput(f"the covariance is not symmetric (gap {gap:.2g})", where="Normal")
         if width and float(self.variance.detach().amin()) < 0:
             worst = int(self.variance.argmin())
@@ -80,7 +80,7 @@ class Normal:
         return Normal(self.mean, self.variance.clone())
 
     def masked(self, mask: Bool[Tensor, "d d"]) -> "Normal":
-        """Covariances outside a mask put to zero; the result need not be positive definite.
+        """Sets covariances outside a mask to zero; the result need not be positive definite.
 
         Raises:
             BadInput: the mask is not symmetric.
@@ -115,7 +115,7 @@ class Normal:
         return drawn
 
     def density(self) -> Gaussian:
-        """For densities and distances.
+        """The same Gaussian with its densities and distances.
 
         Raises:
             NotEnoughData: the covariance is singular.

@@ -47,13 +47,13 @@ class PropagationSettings:
         mask: which covariances are kept at each layer: symmetric matrices by the layer's name
             (``"input"`` before the first), or a function of name and width. A layer without a
             mask keeps all.
-        closure: makes of a covariance and a mask the covariance that the mask leaves; ``None``
-            puts the others to zero, which may leave no positive definite matrix.
+        closure: maps a covariance and a mask to the covariance that is kept; ``None`` sets the
+            other entries to zero, after which the matrix may not be positive definite.
         method: how pairs go through elementwise functions; see :func:`through`.
         order: last term where ``method="series"``.
-        sampled: names of layers that are drawn through rather than computed; ``True`` means every
-            layer that has no rule.
-        draws: how many rows are drawn there.
+        sampled: names of layers that are sampled instead of computed; ``True`` means every
+            layer without a rule.
+        draws: how many rows are drawn for a sampled layer.
         seed: of the draws.
 
     Raises:
@@ -164,7 +164,7 @@ def sampled_error(normal: Normal, draws: int) -> float:
 
 
 def run(layer: Layer, rows: Tensor) -> Tensor:
-    """Rows through a layer, in its dtype and back in float64."""
+    """Runs rows through a layer in its own dtype; returns float64."""
     if not isinstance(layer, nn.Module):
         return layer(rows).double()
     weight = next((p for p in layer.parameters() if p.dtype.is_floating_point), rows)
@@ -179,7 +179,7 @@ def _layer_name(layer: Layer) -> str:
 
 
 class Walking(Protocol):
-    """What a rule can ask for: the settings, and the way through an inner module."""
+    """What a rule may use: the settings, and the step through an inner module."""
 
     settings: PropagationSettings
 
@@ -213,11 +213,11 @@ class Residual(nn.Module):
 
 
 def register(kind: type[nn.Module], rule: Rule) -> None:
-    """Gives a type of module a rule; subclasses follow it too.
+    """Registers a rule for a type of module and its subclasses.
 
     Args:
         kind: the type.
-        rule: from the module, the state before it, the walk under way and the module's name to
+        rule: from the module, the state before it, the current walk and the module's name to
             its :class:`Transition`.
     """
     _RULES[kind] = rule
@@ -270,7 +270,7 @@ def _transposed(module: Any, normal: Normal, walk: Walking, name: str) -> Transi
 
 
 def _adapted(module: Any, normal: Normal, walk: Walking, name: str) -> Transition:
-    """A linear layer inside an adapter's wrapping: what it does to unit vectors."""
+    """A linear layer wrapped by an adapter, read off its response to unit vectors."""
     weight = module.base_layer.weight
     with torch.no_grad():
         none = module(weight.new_zeros(1, weight.shape[1]))
@@ -291,7 +291,7 @@ def _layer_norm(module: nn.LayerNorm, normal: Normal, walk: Walking, name: str) 
 
 
 def _rms_norm(module: Any, normal: Normal, walk: Walking, name: str) -> Transition:
-    """Families add 1 to the weight or not: the norm of a vector of ones tells."""
+    """Some families add 1 to the weight: the norm of a vector of ones shows the factor in use."""
     eps = next(
         (e for key in ("variance_epsilon", "eps") if (e := getattr(module, key, None))), None
     )
@@ -300,9 +300,9 @@ def _rms_norm(module: Any, normal: Normal, walk: Walking, name: str) -> Transiti
     eps = torch.finfo(dtype).eps if eps is None else float(eps)
     with torch.no_grad():
         ones = torch.ones(1, len(normal.mean), dtype=dtype, device=getattr(weight, "device", None))
-        told = module(ones)[0].double() * (1 + eps) ** 0.5
+        weights = module(ones)[0].double() * (1 + eps) ** 0.5
 
-    return steps.rms_norm(normal, told, eps=eps)
+    return steps.rms_norm(normal, weights, eps=eps)
 
 
 def _batch_norm(module: nn.BatchNorm1d, normal: Normal, walk: Walking, name: str) -> Transition:
@@ -376,9 +376,9 @@ def _with_one(normal: Normal) -> Transition:
 
 
 def _activation(module: Any) -> nn.Module:
-    found: nn.Module = getattr(module, "act_fn", None) or module.activation_fn
+    activation: nn.Module = getattr(module, "act_fn", None) or module.activation_fn
 
-    return found
+    return activation
 
 
 def _data(weight: Any) -> Any:
@@ -446,11 +446,11 @@ def propagate(
 
 
 class Walk:
-    """One way through a model.
+    """One propagation through a model.
 
     Attributes:
-        settings: how.
-        states: what was found, by layer.
+        settings: of the propagation.
+        states: the Gaussian after each layer, by its name.
     """
 
     def __init__(self, settings: PropagationSettings) -> None:
@@ -467,7 +467,7 @@ class Walk:
             raise UnmappedModel(
                 f"there is no rule for {type(module).__name__}",
                 where=f"layer {name or 'input'}",
-                mend=f"Draw through it with PropagationSettings(sampled={{{name!r}}}) or "
+                mend=f"Sample it with PropagationSettings(sampled={{{name!r}}}) or "
                 "sampled=True, or register a rule",
             )
         else:

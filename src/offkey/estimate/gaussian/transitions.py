@@ -51,7 +51,7 @@ class Transition:
 
     Attributes:
         state: mean and covariance of the layer's output.
-        carry: makes of Cov(z, input) the Cov(z, output), for any z that is jointly Gaussian with
+        carry: maps Cov(z, input) to Cov(z, output), for any z that is jointly Gaussian with
             the input: multiplication by :math:`E[\partial y / \partial x]^\top` (Stein). A
             residual stream needs it, and bilinear layers.
     """
@@ -61,7 +61,7 @@ class Transition:
 
 
 def identity(normal: Normal) -> Transition:
-    """Nothing happens."""
+    """The transition that changes nothing."""
     return Transition(normal, lambda cross: cross)
 
 
@@ -72,7 +72,7 @@ def linear(
 ) -> Transition:
     r""":math:`Wx + b`: mean :math:`Wm + b`, covariance :math:`W S W^\top`.
 
-    A diagonal Gaussian gives a diagonal one: covariances that the layer makes are left out.
+    A diagonal Gaussian gives a diagonal one: covariances that the layer creates are dropped.
 
     Raises:
         Mismatch: the widths differ.
@@ -167,7 +167,7 @@ def bilinear(
 
 
 def chained(*transitions: Transition) -> Transition:
-    """One after the other, where each began in the state that the one before ended in."""
+    """Composes transitions, each of which starts in the state where the one before ended."""
     return Transition(transitions[-1].state, _compose([t.carry for t in transitions]))
 
 
@@ -191,7 +191,7 @@ def across(normal: Normal, left: Transition, right: Transition) -> Float[Tensor,
 
 
 def symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Without the asymmetry of rounding."""
+    """The matrix without the asymmetry that rounding leaves."""
     return (matrix + matrix.T) / 2
 
 
@@ -342,7 +342,7 @@ def gated(
 ) -> Transition:
     r""":math:`f(g) \odot w` with :math:`g = Gx + b` and :math:`w = Ux + c`.
 
-    Mean, variances and what is carried on are exact: with :math:`\alpha = Cov(w_i, g_i)` the mean
+    Mean, variances and the mean Jacobian are exact: with :math:`\alpha = Cov(w_i, g_i)` the mean
     is :math:`c_0 \mu_w + c_1 \alpha`, and the mean Jacobian is :math:`diag(c_1 \mu_w + c_2 \alpha)
     G + diag(c_0) U`. Covariances are exact too where f is analytic: w is integrated out by parts
     (Isserlis), which leaves means of products of f, f' and f'' at two gates, and those are series

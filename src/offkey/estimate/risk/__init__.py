@@ -1,9 +1,11 @@
 """Tail risk: how likely is an output that no sample has shown?
 
 A :class:`Problem` is a network, independent tokens that are put into it, and the token whose
-logit should be the largest. Samplers run the network (:class:`ITGIS`, :class:`MHIS`); the others
-extrapolate from the last activations of plain samples (:class:`Draws`). Where nothing was seen
-the answer is "below resolution", never 0. ``effective_samples`` counts accepted samples.
+logit may be the largest. Samplers run the network (:class:`ITGIS`, :class:`MHIS`); the others
+extrapolate from the last activations of plain samples (:class:`Draws`). Where no sample has the
+event the answer is "below resolution", never 0. Every answer is an estimate and never a bound;
+``effective_samples`` counts accepted samples. :func:`estimate_risk` asks several methods about a
+language model's next token.
 """
 
 from offkey.estimate.risk.adversarial import Adversary, harden, hardest_shift, linear_shift
@@ -16,8 +18,16 @@ from offkey.estimate.risk.decomposition import (
     qld_tails,
 )
 from offkey.estimate.risk.draws import Draws, gld, monte_carlo
-from offkey.estimate.risk.language import LanguageNetwork
-from offkey.estimate.risk.problem import ModuleNetwork, Problem, Remembered, TokenInputs, exact
+from offkey.estimate.risk.language import (
+    RISK_METHODS,
+    LanguageNetwork,
+    RiskQuestion,
+    RiskReport,
+    RiskRow,
+    RiskSettings,
+    estimate_risk,
+)
+from offkey.estimate.risk.problem import CachedNetwork, ModuleNetwork, Problem, TokenInputs, exact
 from offkey.estimate.risk.samplers import ITGIS, MHIS
 
 __all__ = [
@@ -25,10 +35,16 @@ __all__ = [
     "Draws",
     "ITGIS",
     "LanguageNetwork",
+    "RISK_METHODS",
+    "RiskQuestion",
+    "RiskReport",
+    "RiskRow",
+    "RiskSettings",
+    "estimate_risk",
     "MHIS",
     "ModuleNetwork",
     "Problem",
-    "Remembered",
+    "CachedNetwork",
     "TokenInputs",
     "Whitening",
     "argmax_probability",

@@ -1,4 +1,4 @@
-"""Adversarial training against a fitted Gaussian: likely failures without having seen one."""
+"""Adversarial training against a fitted Gaussian: finds likely failures before one occurs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from offkey.errors import BadInput, BadValue
 from offkey.estimate.gaussian import Normal
 from offkey.estimate.quantities import Estimate
 from offkey.estimate.risk.decomposition import Whitening
-from offkey.estimate.risk.samplers import weighed
+from offkey.estimate.risk.samplers import importance_mean
 
 __all__ = [
     "Margin",
@@ -53,7 +53,7 @@ def hardest_shift(
     r"""The mean m at which ``log_tail(m)`` is largest, no more than ``nats`` away.
 
     The divergence is :math:`KL(N(m, S)\|N(m_0, S))`, half a squared length in whitened
-    coordinates, where the gradient is climbed and projected; the best point met is returned.
+    coordinates, where the gradient is climbed and projected; the best of all points is returned.
 
     Args:
         normal: :math:`N(m_0, S)`.
@@ -69,7 +69,7 @@ def hardest_shift(
         raise BadValue(f"{nats} nats", where="hardest_shift")
     factor, radius = Whitening.of(normal, 0.0).factor, math.sqrt(2 * nats)
     z = torch.zeros_like(normal.mean)
-    best, found = -math.inf, normal.mean
+    best, hardest = -math.inf, normal.mean
     for step in range(steps + 1):
         z = z.detach().requires_grad_()
         with torch.enable_grad():
@@ -81,14 +81,14 @@ def hardest_shift(
                 "the gradient of the log-probability is not finite", where="hardest_shift"
             )
         if float(value.detach()) > best:
-            best, found = float(value.detach()), mean.detach()
+            best, hardest = float(value.detach()), mean.detach()
         length = float(slope.norm())
         if length == 0 or radius == 0:
             break
         z = z.detach() + radius * 0.01 ** (step / max(steps, 1)) * slope / length
         z = z * min(1.0, radius / float(z.norm()))
 
-    return found
+    return hardest
 
 
 def fitted_log_tail(margin: Margin, noise: Float[Tensor, "n d"]) -> Callable[[Tensor], Tensor]:
@@ -120,7 +120,8 @@ def shifted_probability(
     """The probability of a positive margin under ``normal``, by importance sampling.
 
     Samples are drawn evenly from Gaussians of the same covariance at the normal's own mean and
-    at ``means``, and each is weighed against the whole mixture. Unbiased whatever the means are.
+    at ``means``, and each is weighted against the whole
+    mixture. Unbiased whatever the means are.
     """
     generator = torch.Generator().manual_seed(seed)
     whitening = Whitening.of(normal, 0.0)
@@ -134,12 +135,12 @@ def shifted_probability(
     with torch.no_grad():
         hits = margin(x) > 0
 
-    return weighed((-0.5 * own.square().sum(1) - log_mixture).exp() * hits)
+    return importance_mean((-0.5 * own.square().sum(1) - log_mixture).exp() * hits)
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one round found, before it trained.
+    """The failures of one round, before its training.
 
     Attributes:
         mean: where failures are likeliest within the divergence allowed.
@@ -156,7 +157,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Adversary:
-    """How rounds are run.
+    """Settings of the rounds.
 
     Args:
         nats: most divergence of the adversarial inputs from ordinary ones.
@@ -177,7 +178,7 @@ def harden(
     *,
     rounds: int = 5,
 ) -> list[Round]:
-    """Finds where the model would fail, has it trained there, and looks again.
+    """Alternates between finding likely failures and training on them.
 
     Args:
         margin: of the model that ``train`` changes.
@@ -192,20 +193,20 @@ def harden(
     factor = Whitening.of(normal, 0.0).factor
     generator = torch.Generator().manual_seed(adversary.seed)
     shape = (adversary.samples, len(normal.mean))
-    told: list[Round] = []
+    results: list[Round] = []
     for number in range(rounds + 1):
         noise = torch.randn(shape, generator=generator, dtype=torch.float64) @ factor.T
         log_tail = fitted_log_tail(margin, noise)
         mean = hardest_shift(normal, log_tail, adversary.nats)
         with torch.no_grad():
             fitted, there = float(log_tail(normal.mean).exp()), float(log_tail(mean).exp())
-        met = [*(row.mean for row in told), mean]
+        met = [*(row.mean for row in results), mean]
         true = shifted_probability(
             margin, normal, met, samples=8 * adversary.samples, seed=adversary.seed + number
         )
-        told.append(Round(mean, fitted, there, true))
+        results.append(Round(mean, fitted, there, true))
         if number < rounds:
             again = torch.randn(shape, generator=generator, dtype=torch.float64) @ factor.T
             train(mean + again)
 
-    return told
+    return results

@@ -53,7 +53,7 @@ def fit_power(estimates: Sequence[float | None], truths: Sequence[float]) -> Pow
     """The a, c and b, none negative, with the least mean Itakura-Saito loss.
 
     Args:
-        estimates: ``None`` or 0 where a method saw nothing.
+        estimates: ``None`` or 0 where a method has no estimate.
         truths: each above 0.
 
     Raises:
@@ -63,18 +63,18 @@ def fit_power(estimates: Sequence[float | None], truths: Sequence[float]) -> Pow
     """
     _check(estimates, truths)
     p = np.log(np.array(truths, dtype=float))
-    seen = np.array([bool(q) for q in estimates])
+    answered = np.array([bool(q) for q in estimates])
     q = np.array([math.log(value) if value else -np.inf for value in estimates])
-    middle = float(q[seen].mean()) if seen.any() else 0.0
+    middle = float(q[answered].mean()) if answered.any() else 0.0
     level = float(np.log(np.mean(np.exp(p))))
 
     def predicted(theta: _Array) -> _Array:
         height, power, floor = theta
-        rise = np.where(seen, height + power * (np.where(seen, q, 0.0) - middle), -np.inf)
+        rise = np.where(answered, height + power * (np.where(answered, q, 0.0) - middle), -np.inf)
 
-        told: _Array = np.logaddexp(rise, floor)
+        log_estimates: _Array = np.logaddexp(rise, floor)
 
-        return told
+        return log_estimates
 
     def loss(theta: _Array) -> float:
         gap = np.clip(p - predicted(theta), -700, 700)
@@ -83,8 +83,8 @@ def fit_power(estimates: Sequence[float | None], truths: Sequence[float]) -> Pow
 
     starts = [(level, power, floor) for power in (0.3, 1.0) for floor in (-80.0, level - 4)]
     bounds = [(-150, 30), (0, 20), (-150, 0)]
-    found = [minimize(loss, start, bounds=bounds, method="L-BFGS-B") for start in starts]
-    found += [
+    fits = [minimize(loss, start, bounds=bounds, method="L-BFGS-B") for start in starts]
+    fits += [
         minimize(
             loss,
             best.x,
@@ -92,9 +92,9 @@ def fit_power(estimates: Sequence[float | None], truths: Sequence[float]) -> Pow
             method="Nelder-Mead",
             options={"xatol": 1e-8, "fatol": 1e-12, "maxiter": 2000},
         )
-        for best in sorted(found, key=lambda one: float(one.fun))[:1]
+        for best in sorted(fits, key=lambda one: float(one.fun))[:1]
     ]
-    height, power, floor = min(found, key=lambda one: float(one.fun)).x
+    height, power, floor = min(fits, key=lambda one: float(one.fun)).x
 
     return PowerFit(math.exp(height - power * middle), float(power), math.exp(floor))
 
@@ -110,13 +110,13 @@ def leave_one_out(estimates: Sequence[float | None], truths: Sequence[float]) ->
             f"{len(truths)} pairs, and leaving one out needs 4", where="calibration"
         )
     _check(estimates, truths)
-    told = []
+    repaired = []
     for i in range(len(truths)):
         rest = [j for j in range(len(truths)) if j != i]
         fit = fit_power([estimates[j] for j in rest], [truths[j] for j in rest])
-        told.append(fit(estimates[i]))
+        repaired.append(fit(estimates[i]))
 
-    return told
+    return repaired
 
 
 def best_constant(truths: Sequence[float]) -> tuple[float, float]:

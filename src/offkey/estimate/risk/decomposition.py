@@ -15,9 +15,9 @@ from torch import Tensor
 from offkey.errors import BadInput, BadValue, NotEnoughData
 from offkey.estimate.gaussian import Normal
 from offkey.estimate.quantities import Estimate
-from offkey.estimate.risk.draws import Draws, normal_below, nothing_seen, too_small
+from offkey.estimate.risk.draws import Draws, below_smallest_float, none_accepted, normal_below
 from offkey.estimate.risk.problem import check_target
-from offkey.estimate.risk.samplers import judged
+from offkey.estimate.risk.samplers import flag_unreliable
 
 __all__ = [
     "Whitening",
@@ -34,7 +34,7 @@ __all__ = [
 
 _ROWS, _COLUMNS = 2048, 8192
 _FLAT = 1e-9
-"""A row whose share of the direction is less than this cannot be told from a parallel one."""
+"""A row whose share of the direction is less than this counts as parallel."""
 _MORE = 64
 """How many violated rows enter the problem at a time."""
 TailFit = Literal["empirical", "gaussian", "pareto"]
@@ -92,7 +92,7 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """Rows and biases against which the target's are held.
+    """Rows and biases of the unembedding, compared with the target's.
 
     Args:
         weight: ``[vocabulary, d]``.
@@ -195,7 +195,7 @@ def _least_distance(rows: Float[Tensor, "m d"], least: Float[Tensor, " m"]) -> T
 def intervals(
     finals: Float[Tensor, "n d"], unembedding: Unembedding, shift: Float[Tensor, " d"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    r"""How far each activation may move along a direction and be accepted.
+    r"""How far each activation may move along a direction and still be accepted.
 
     For :math:`v_i + x \delta` the margin of token j is that of :math:`v_i` plus :math:`x g_j`,
     :math:`g_j = (w_t - w_j)^\top \delta`; so the bounds on x are the largest and least of the
@@ -260,7 +260,7 @@ def qld(
     Args:
         draws: samples of the activations.
         target: the token.
-        tail: how a's distribution is told from its n values: ``"empirical"`` counts them,
+        tail: how the distribution of a is fitted to its n values: ``"empirical"`` counts them,
             ``"gaussian"`` fits mean and variance, ``"pareto"`` fits a generalised Pareto
             distribution to the largest twentieth.
         ridge: added to the covariance's diagonal.
@@ -288,7 +288,7 @@ def qld_tails(
     *,
     ridge: float = 1e-5,
 ) -> dict[TailFit, Estimate]:
-    """What :func:`qld` tells with several tails; the intervals are computed once."""
+    """:func:`qld` with several tails; the intervals are computed once."""
     check_target(target, len(draws.weight))
     unembedding = Unembedding(draws.weight, draws.bias, target)
     whitening = Whitening.of(draws.normal, ridge)
@@ -303,19 +303,19 @@ def qld_tails(
 def _tail_estimate(split: "_Split", tail: TailFit) -> Estimate:
     n = len(split.a)
     if not bool((split.low <= split.high).any()):
-        return nothing_seen(n, "no sample can be moved to where it is accepted")
+        return none_accepted(n, "no sample can be moved to where it is accepted")
     shares = split.shares(_law(split.a, tail))
     value = float(shares.mean())
     if value == 0 and tail == "gaussian":
-        return too_small()
+        return below_smallest_float()
     if value == 0:
         reach = f"Pr(a > {split.norm:.2f}), the largest a of {n} being {float(split.a.amax()):.2f}"
-        return nothing_seen(n, f"no pair is accepted, all of which need {reach}")
+        return none_accepted(n, f"no pair is accepted, all of which need {reach}")
     variance = float(shares.var(correction=0)) / n
     if tail == "empirical":
         holding = split.holding()
         variance += float(holding.var(correction=0)) / n
-        return judged(value, math.sqrt(variance), min(_kish(shares), _kish(holding)), n)
+        return flag_unreliable(value, math.sqrt(variance), min(_kish(shares), _kish(holding)), n)
     error = math.sqrt(variance + _refitted(split, tail))
     effective = (value / error) ** 2 if error > 0 else float(n)
 
@@ -363,7 +363,7 @@ def argmax_probability(
     shares = _between(low, high)
     value, error = float(shares.mean()), float(shares.std()) / math.sqrt(samples)
     if value == 0:
-        return too_small()
+        return below_smallest_float()
 
     return Estimate(value, error, effective_samples=_kish(shares))
 
@@ -386,13 +386,13 @@ def halfspace_probability(
 
     value = float(normal_below(z))
 
-    return Estimate(value) if value else too_small()
+    return Estimate(value) if value else below_smallest_float()
 
 
 def _moved(
     draws: Draws, unembedding: Unembedding, whitening: Whitening, axis: Axis
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`_split` tells of the draws, each distinct row being computed once."""
+    """:func:`_split` of the draws, which computes each distinct row once."""
     rows, place = draws.distinct
     a, low, high = _split(rows, unembedding, whitening, axis)
 
@@ -425,9 +425,9 @@ class _Counted:
     values: Float[Tensor, " n"]
 
     def below(self, x: Tensor, *, strictly: bool = False) -> Tensor:
-        found = torch.searchsorted(self.values, x, right=not strictly)
+        counts = torch.searchsorted(self.values, x, right=not strictly)
 
-        return found.double() / len(self.values)
+        return counts.double() / len(self.values)
 
 
 @dataclass(frozen=True)
@@ -506,11 +506,11 @@ class _Split:
 
 
 def _refitted(split: _Split, tail: TailFit) -> float:
-    """Variance that the fit of a's tail brings in: by leaving out groups of a's."""
+    """Variance from the fit of a's tail, by leaving out groups of a's."""
     group = torch.arange(len(split.a)) % _GROUPS
-    told = [float(split.shares(_law(split.a[group != g], tail)).mean()) for g in range(_GROUPS)]
+    values = [float(split.shares(_law(split.a[group != g], tail)).mean()) for g in range(_GROUPS)]
 
-    return float(torch.tensor(told).double().var(correction=0)) * (_GROUPS - 1)
+    return float(torch.tensor(values).double().var(correction=0)) * (_GROUPS - 1)
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Last activations of inputs that were drawn, and what can be told from them alone."""
+"""Last activations of sampled inputs, and estimates from them alone."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,16 @@ from torch import Tensor
 from offkey.errors import BadInput, NotEnoughData
 from offkey.estimate.gaussian import Normal
 from offkey.estimate.quantities import Estimate
-from offkey.estimate.risk.problem import TokenInputs, TokenNetwork, check_target, tops
+from offkey.estimate.risk.problem import TokenInputs, TokenNetwork, check_target, top_tokens
 
-__all__ = ["Draws", "monte_carlo", "gld", "normal_below", "too_small", "nothing_seen"]
+__all__ = [
+    "Draws",
+    "monte_carlo",
+    "gld",
+    "normal_below",
+    "below_smallest_float",
+    "none_accepted",
+]
 
 _FEW = 2**14
 _TILE = 2**26
@@ -68,7 +75,7 @@ class Draws:
 
     @cached_property
     def distinct(self) -> tuple[Float[Tensor, "m d"], Int[Tensor, " n"]]:
-        """The rows that differ, and which of them each row is; all of them where they are many."""
+        """The distinct rows, and which of them each row is; all rows where there are many."""
         if len(self) > _FEW:
             return self.finals, torch.arange(len(self))
         rows, place = torch.unique(self.finals, dim=0, return_inverse=True)
@@ -76,11 +83,11 @@ class Draws:
         return rows, place
 
     @cached_property
-    def tops(self) -> Int[Tensor, " n"]:
+    def top_tokens(self) -> Int[Tensor, " n"]:
         """The token with the largest logit in each row."""
         rows, place = self.distinct
 
-        return tops(rows, self.weight, self.bias)[place]
+        return top_tokens(rows, self.weight, self.bias)[place]
 
     @cached_property
     def normal(self) -> Normal:
@@ -98,9 +105,9 @@ class Draws:
         check_target(target, len(self.weight))
         rows, place = self.distinct
         parts = torch.split(rows, max(1, _TILE // len(self.weight)))
-        found = [_margin(torch.addmm(self.bias, part, self.weight.T), target) for part in parts]
+        margins = [_margin(torch.addmm(self.bias, part, self.weight.T), target) for part in parts]
 
-        return torch.cat(found).double()[place]
+        return torch.cat(margins).double()[place]
 
 
 def _margin(logits: Float[Tensor, "n vocabulary"], target: int) -> Float[Tensor, " n"]:
@@ -117,9 +124,9 @@ def monte_carlo(draws: Draws, target: int) -> Estimate:
     """
     check_target(target, len(draws.weight))
     n = len(draws)
-    hits = int((draws.tops == target).sum())
+    hits = int((draws.top_tokens == target).sum())
     if not hits:
-        return nothing_seen(n, "no sample has the event")
+        return none_accepted(n, "no sample has the event")
     share = hits / n
 
     return Estimate(
@@ -131,7 +138,7 @@ def gld(draws: Draws, target: int) -> Estimate:
     r"""Gaussian logit difference: :math:`\Phi(\mu / \sigma)`.
 
     The Gaussian is fitted to the target's logit less the largest of the others. The standard
-    error is that of the fit, by the delta method; it says nothing of how far from Gaussian the
+    error is that of the fit, by the delta method; it does not cover how far from Gaussian the
     difference is.
 
     References:
@@ -146,7 +153,7 @@ def gld(draws: Draws, target: int) -> Estimate:
     z = margins.mean() / deviation
     value = float(normal_below(z))
     if value == 0:
-        return too_small()
+        return below_smallest_float()
     density = math.exp(-0.5 * float(z) ** 2) / math.sqrt(2 * math.pi)
     error = density * math.sqrt((1 + 0.5 * float(z) ** 2) / n)
 
@@ -158,8 +165,8 @@ def normal_below(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-z.double() / math.sqrt(2))
 
 
-def too_small() -> Estimate:
-    """The answer where a probability is smaller than a float64 can tell."""
+def below_smallest_float() -> Estimate:
+    """The estimate where a probability underflows float64."""
     return Estimate(
         None,
         resolution=5e-324,
@@ -168,8 +175,8 @@ def too_small() -> Estimate:
     )
 
 
-def nothing_seen(samples: int, why: str) -> Estimate:
-    """The answer where no sample was accepted."""
+def none_accepted(samples: int, why: str) -> Estimate:
+    """The estimate where no sample was accepted."""
     return Estimate(
         None,
         effective_samples=0.0,

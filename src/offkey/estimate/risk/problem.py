@@ -15,13 +15,13 @@ from offkey.errors import BadInput, BadValue, Mismatch
 
 __all__ = [
     "TokenInputs",
-    "Pull",
+    "TokenGradients",
     "TokenNetwork",
     "ModuleNetwork",
-    "Remembered",
+    "CachedNetwork",
     "Problem",
     "exact",
-    "tops",
+    "top_tokens",
     "check_target",
 ]
 
@@ -44,7 +44,7 @@ class TokenInputs:
 
     Raises:
         BadInput: a probability is negative or not finite, a row does not sum to 1, or a candidate
-            stands twice in one row.
+            appears twice in one row.
         Mismatch: the shapes differ.
     """
 
@@ -157,8 +157,8 @@ def _check(p: Float[Tensor, " c"], tokens: Int[Tensor, " c"], place: int) -> Non
 
 
 @dataclass(frozen=True, eq=False)
-class Pull:
-    """How the logit of one token would move if another token stood in the input.
+class TokenGradients:
+    """How one token's logit responds to other tokens in the input.
 
     Attributes:
         finals: ``[n, d]`` what enters the unembedding.
@@ -187,9 +187,9 @@ class TokenNetwork(ABC):
         """What enters the unembedding."""
 
     @abstractmethod
-    def pull(
+    def gradients(
         self, tokens: Int[Tensor, "n k"], target: int, candidates: Int[Tensor, "k c"]
-    ) -> Pull:
+    ) -> TokenGradients:
         """The gradient of the target's logit with respect to the one-hot tokens."""
 
     def walk(self, inputs: TokenInputs) -> Iterator[tuple[Tensor, Tensor]]:
@@ -220,13 +220,13 @@ class ModuleNetwork(TokenNetwork):
     def finals(self, tokens: Int[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """What enters the head."""
         with torch.no_grad():
-            found: Tensor = self.trunk(self._one_hot(tokens))
+            finals: Tensor = self.trunk(self._one_hot(tokens))
 
-        return found
+        return finals
 
-    def pull(
+    def gradients(
         self, tokens: Int[Tensor, "n k"], target: int, candidates: Int[Tensor, "k c"]
-    ) -> Pull:
+    ) -> TokenGradients:
         """The gradient of the target's logit with respect to the one-hot tokens."""
         with torch.enable_grad():
             hot = self._one_hot(tokens).requires_grad_()
@@ -234,7 +234,7 @@ class ModuleNetwork(TokenNetwork):
             (slope,) = torch.autograd.grad(self.logit(finals, target).sum(), hot)
         wanted = candidates.expand(len(tokens), *candidates.shape)
 
-        return Pull(finals.detach(), slope.gather(2, wanted).double())
+        return TokenGradients(finals.detach(), slope.gather(2, wanted).double())
 
     def _one_hot(self, tokens: Tensor) -> Tensor:
         hot = torch.nn.functional.one_hot(tokens, self.input_vocabulary)
@@ -242,8 +242,8 @@ class ModuleNetwork(TokenNetwork):
         return hot.to(self.weight.dtype)
 
 
-class Remembered(TokenNetwork):
-    """A network that is not asked twice about the same input; chains come back to theirs.
+class CachedNetwork(TokenNetwork):
+    """A network that runs each input only once; chains return to inputs they have seen.
 
     Attributes:
         computed: how many inputs the network was run on.
@@ -269,9 +269,9 @@ class Remembered(TokenNetwork):
 
         return torch.stack([self._finals[key] for key in keys])
 
-    def pull(
+    def gradients(
         self, tokens: Int[Tensor, "n k"], target: int, candidates: Int[Tensor, "k c"]
-    ) -> Pull:
+    ) -> TokenGradients:
         """The gradient of the target's logit with respect to the one-hot tokens."""
         if self._candidates is None or not torch.equal(self._candidates, candidates):
             self._candidates = candidates
@@ -280,25 +280,27 @@ class Remembered(TokenNetwork):
         new = [i for i, key in _first(keys) if key not in self._pulls]
         if new:
             self.computed += len(new)
-            found = self.network.pull(tokens[new], target, candidates)
-            for i, *both in zip(new, found.finals, found.gradient, strict=True):
+            computed = self.network.gradients(tokens[new], target, candidates)
+            for i, *both in zip(new, computed.finals, computed.gradient, strict=True):
                 self._pulls[keys[i]] = both[0], both[1]
-        told = [self._pulls[key] for key in keys]
+        pulls = [self._pulls[key] for key in keys]
 
-        return Pull(torch.stack([one for one, _ in told]), torch.stack([two for _, two in told]))
+        return TokenGradients(
+            torch.stack([one for one, _ in pulls]), torch.stack([two for _, two in pulls])
+        )
 
     def walk(self, inputs: TokenInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        """As the network walks."""
+        """Every input once, as the network itself lists them."""
         return self.network.walk(inputs)
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """How likely is it that one token gets the largest logit?
+    """The question of how likely it is that one token gets the largest logit.
 
     Args:
-        network: what is asked.
-        inputs: what it is run on.
+        network: the network.
+        inputs: the distribution of its inputs.
         target: the token; of equal logits the token with the smallest number counts as largest.
 
     Raises:
@@ -330,7 +332,7 @@ class Problem:
 
     def is_event(self, finals: Float[Tensor, "n d"]) -> Tensor:
         """Whether the target's logit is the largest."""
-        return tops(finals, self.network.weight, self.network.bias) == self.target
+        return top_tokens(finals, self.network.weight, self.network.bias) == self.target
 
     def exact(self) -> float:
         """The probability, by running every input."""
@@ -339,15 +341,15 @@ class Problem:
 
 def exact(network: TokenNetwork, inputs: TokenInputs) -> Float[Tensor, " vocabulary"]:
     """For every token the probability that its logit is the largest, by running every input."""
-    found = torch.zeros(len(network.weight), dtype=torch.float64)
+    probabilities = torch.zeros(len(network.weight), dtype=torch.float64)
     for choices, finals in network.walk(inputs):
-        first = tops(finals, network.weight, network.bias)
-        found.index_add_(0, first, inputs.log_probability(choices).exp())
+        first = top_tokens(finals, network.weight, network.bias)
+        probabilities.index_add_(0, first, inputs.log_probability(choices).exp())
 
-    return found
+    return probabilities
 
 
-def tops(
+def top_tokens(
     finals: Float[Tensor, "n d"],
     weight: Float[Tensor, "vocabulary d"],
     bias: Float[Tensor, " vocabulary"],

@@ -11,17 +11,25 @@ from torch import Tensor
 
 from offkey.errors import BadInput, BadValue
 from offkey.estimate.quantities import Estimate
-from offkey.estimate.risk.draws import nothing_seen
+from offkey.estimate.risk.draws import none_accepted
 from offkey.estimate.risk.problem import Problem
 
-__all__ = ["FEWEST", "ITGIS", "weighed", "judged", "log_normalisers", "log_weights", "MHIS"]
+__all__ = [
+    "FEWEST",
+    "ITGIS",
+    "importance_mean",
+    "flag_unreliable",
+    "log_normalisers",
+    "log_weights",
+    "MHIS",
+]
 
 FEWEST = 10
 """Effective sample size below which an estimate is called unreliable."""
 _MOST = 200
 _CLOSE = 1e-9
 _APART = 1e-6
-"""Least curvature of the objective; without any, the constants are not determined."""
+"""Least curvature of the objective; below it the constants are not determined."""
 _GROUPS = 8
 _LEAST_STEPS = 24
 
@@ -32,8 +40,8 @@ class ITGIS:
 
     Tokens are drawn from :math:`q_i(v) \propto p_i(v) \exp(s_i(v) / T)`, where s is the moving
     average of the gradient of the target's logit with respect to the one-hot token. A batch is
-    drawn with what earlier batches told, so the mean of :math:`1[\text{event}] \prod_i p_i / q_i`
-    is unbiased.
+    drawn with the gradients of earlier batches alone, so the mean of
+    :math:`1[\text{event}] \prod_i p_i / q_i` is unbiased.
 
     Args:
         temperature: T, in logits.
@@ -72,20 +80,22 @@ class ITGIS:
             log_q = _tilted(inputs.probabilities, slope / (mass or 1.0) / self.temperature)
             count = min(self.batch, self.samples - start)
             choices = inputs.draw(count, generator, log_q.exp())
-            told = problem.network.pull(inputs.tokens_of(choices), problem.target, inputs.tokens)
+            pull = problem.network.gradients(
+                inputs.tokens_of(choices), problem.target, inputs.tokens
+            )
             log_ratio = inputs.log_probability(choices) - log_q.T.gather(0, choices).sum(1)
-            weights.append(log_ratio.exp() * problem.is_event(told.finals))
-            slope = self.decay * slope + (1 - self.decay) * told.gradient.mean(0)
+            weights.append(log_ratio.exp() * problem.is_event(pull.finals))
+            slope = self.decay * slope + (1 - self.decay) * pull.gradient.mean(0)
             mass = self.decay * mass + (1 - self.decay)
 
-        return weighed(torch.cat(weights))
+        return importance_mean(torch.cat(weights))
 
 
 def _tilted(p: Float[Tensor, "k c"], tilt: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
     return torch.log_softmax(p.log() + tilt, 1)
 
 
-def weighed(weights: Float[Tensor, " n"]) -> Estimate:
+def importance_mean(weights: Float[Tensor, " n"]) -> Estimate:
     r"""The mean of importance weights that are 0 where the event was missed.
 
     Returns:
@@ -95,15 +105,15 @@ def weighed(weights: Float[Tensor, " n"]) -> Estimate:
     n = len(weights)
     total = float(weights.sum())
     if total == 0:
-        return nothing_seen(n, "no sample was accepted")
+        return none_accepted(n, "no sample was accepted")
     effective = total**2 / float(weights.square().sum())
     error = float(weights.std(correction=0)) / math.sqrt(n)
 
-    return judged(total / n, error, effective, n)
+    return flag_unreliable(total / n, error, effective, n)
 
 
-def judged(value: float, error: float, effective: float, samples: int) -> Estimate:
-    """An estimate by importance sampling, flagged where few samples carry it."""
+def flag_unreliable(value: float, error: float, effective: float, samples: int) -> Estimate:
+    """An importance-sampling estimate, with status ``failed`` where few samples carry it."""
     if effective >= FEWEST:
         return Estimate(value, error, effective, 1 / samples)
 
@@ -200,19 +210,19 @@ class MHIS:
     Metropolis-Hastings ratio. With ``normaliser="bridge"`` the chains are annealed from
     :math:`\beta = 0`, where inputs are drawn afresh, to :math:`1 / T`; the normalising constants
     of all rungs are then found together by bridge sampling, and every sample of every rung is
-    weighed against the mixture of rungs.
+    importance_mean against the mixture of rungs.
 
     Args:
         temperature: T, in logits.
         samples: how many inputs are run, in all chains and rungs together.
-        chains: how many run side by side.
+        chains: how many run in parallel.
         rungs: how many :math:`\beta` from 0 to :math:`1 / T`; else as many as make the score
             differ by one standard deviation from each to the next. The last takes half of the
             steps.
         normaliser: ``"bridge"``; or ``"compat-harmonic"``, the published estimator
             :math:`\sum 1[\text{event}] e^{-s/T} / \sum e^{-s/T}` at one temperature, whose
-            denominator hangs on the rarest samples (it was 80 to 380 times too large on a planted
-            sum of tokens).
+            denominator depends on the rarest samples (it was 80 to 380 times too large on a
+            planted sum of tokens).
 
     Raises:
         BadValue: a setting is not positive, or there are too few samples for the rungs.
@@ -276,7 +286,7 @@ def _rungs(reach: float, steps: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """Where the chains were at one rung: ``[steps, chains]``."""
+    """Scores and hits of the chains at one rung: ``[steps, chains]``."""
 
     scores: Float[Tensor, "steps chains"]
     hits: Bool[Tensor, "steps chains"]
@@ -289,7 +299,7 @@ class _Path:
 
 
 class _Walkers:
-    """Chains that walk side by side."""
+    """Chains that run in parallel."""
 
     def __init__(self, problem: Problem, chains: int, generator: torch.Generator) -> None:
         self.problem, self.generator, self.chains = problem, generator, chains
@@ -310,13 +320,13 @@ class _Walkers:
 
     def _at(self, choices: Int[Tensor, "n k"]) -> None:
         self.choices = choices
-        self.score, self.hit, self.slope = self._told(choices)
+        self.score, self.hit, self.slope = self._pull(choices)
 
-    def _told(self, choices: Int[Tensor, "n k"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _pull(self, choices: Int[Tensor, "n k"]) -> tuple[Tensor, Tensor, Tensor]:
         problem, inputs = self.problem, self.problem.inputs
-        told = problem.network.pull(inputs.tokens_of(choices), problem.target, inputs.tokens)
+        pull = problem.network.gradients(inputs.tokens_of(choices), problem.target, inputs.tokens)
 
-        return problem.logit(told.finals), problem.is_event(told.finals), told.gradient
+        return problem.logit(pull.finals), problem.is_event(pull.finals), pull.gradient
 
     def _step(self, beta: float) -> None:
         n, k = self.choices.shape
@@ -327,7 +337,7 @@ class _Walkers:
         old = self.choices[rows, place]
         proposed = self.choices.clone()
         proposed[rows, place] = drawn
-        score, hit, slope = self._told(proposed)
+        score, hit, slope = self._pull(proposed)
         back = torch.log_softmax(self.log_p[place] + beta * slope[rows, place], 1)
         log_ratio = (
             self.log_p[place, drawn]
@@ -381,7 +391,7 @@ def _chain_estimate(rule: _Rule, paths: list[_Path], samples: int) -> Estimate:
     try:
         value, effective = rule(paths)
         if value == 0:
-            return nothing_seen(samples, "no sample was accepted")
+            return none_accepted(samples, "no sample was accepted")
         without = [
             rule([path.of(chains[chains % _GROUPS != group]) for path in paths])[0]
             for group in range(_GROUPS)
@@ -393,7 +403,7 @@ def _chain_estimate(rule: _Rule, paths: list[_Path], samples: int) -> Estimate:
     if error > 0:
         effective = min(effective, (value / error) ** 2)
 
-    return judged(value, error, effective, samples)
+    return flag_unreliable(value, error, effective, samples)
 
 
 def _kish(log_weights: Float[Tensor, " n"]) -> float:

@@ -36,7 +36,7 @@ class SparseDictionary:
         decoder_bias: :math:`b_d`, ``[d]``.
 
     Raises:
-        Mismatch: the shapes do not belong together.
+        Mismatch: the shapes do not match.
         BadInput: a weight is not finite.
     """  # noqa: D205  # one formula in two parts
 
@@ -166,7 +166,7 @@ def fit_dictionary(
 def initial_weights(
     centre: Float[Tensor, " d"], latents: int, seed: int
 ) -> Mapping[str, nn.Parameter]:
-    """Weights of a dictionary before it is trained, by name.
+    """Initial weights of a dictionary, by name.
 
     Raises:
         BadValue: no latents.
@@ -279,9 +279,9 @@ def fit_to_normals(
     runs = {**settings.as_dict(), "batch": 1, "stop_at": settings.stop_at}
 
     def loss(_: list[int]) -> Tensor:
-        found = SparseDictionary(**weights)
+        dictionary = SparseDictionary(**weights)
 
-        return torch.stack([s * expected_loss(found, n, penalty) for s, n in scaled]).sum()
+        return torch.stack([s * expected_loss(dictionary, n, penalty) for s, n in scaled]).sum()
 
     train(weights, loss, 1, TrainingSettings(**runs))
 

@@ -45,7 +45,7 @@ class IndependentFeatures:
             latents of a ReLU are).
 
     Raises:
-        Mismatch: the shapes do not belong together.
+        Mismatch: the shapes do not match.
         BadInput: a value is not finite, a rate outside 0 … 1, a negative variance, or a mean
             that is not positive under a log-normal slab.
     """
@@ -278,7 +278,7 @@ def sparse_surprise(
     Args:
         dictionary: gives latents and reconstruction.
         features: fitted to latents of trusted rows, with their noise.
-        rows: to be scored.
+        rows: the rows to score.
 
     Raises:
         Mismatch: rows or features of another width than the dictionary.
@@ -302,12 +302,12 @@ def sparse_surprise(
 
 
 def basis_surprise(
-    told: tuple[Normal, int],
+    argument: tuple[Normal, int],
     empty: tuple[Normal, int],
     rows: Float[Tensor, "n d"],
     fitted_on: int,
 ) -> Surprise:
-    r"""Surprise of rows under a Gaussian that an argument tells, beside the empty argument's.
+    r"""Surprise of rows under an argument's Gaussian, next to that of the empty argument.
 
     An argument of k values costs :math:`\tfrac k2 \log_2 N` bits, N the rows it was fitted on.
     Both Gaussians are over the same rows, so ``explained`` and ``net`` compare bases: of neurons,
@@ -315,9 +315,9 @@ def basis_surprise(
     among the values where they are charged.
 
     Args:
-        told: the Gaussian and how many values describe it.
+        argument: the Gaussian it describes and how many values describe it.
         empty: the same of the empty argument, such as variances of neurons alone.
-        rows: what happened; not among those the Gaussians were fitted on.
+        rows: the outcome; not among those the Gaussians were fitted on.
         fitted_on: N.
 
     Raises:
@@ -325,7 +325,7 @@ def basis_surprise(
         NotEnoughData: a covariance is singular.
     """
     outcomes, costs = [], []
-    for normal, values in (told, empty):
+    for normal, values in (argument, empty):
         if rows.shape[1] != len(normal.mean):
             raise Mismatch(
                 f"rows of width {rows.shape[1]} for a Gaussian of width {len(normal.mean)}",

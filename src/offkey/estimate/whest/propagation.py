@@ -1,4 +1,21 @@
-"""What the propagation needs of an array library: NumPy, or one that counts operations."""
+r"""Expected activations of a wide random network of rectifiers, from its weights alone.
+
+Every layer is a linear map, which is exact on cumulants, and a rectifier, where the output's
+cumulants are sums of diagrams (Wick's theorem for the covariances, Edgeworth's series for the
+third cumulants). A diagram is kept while the cost of its blocks is small: a covariance costs 1, a
+third cumulant 2, the isotropic part of a fourth 2. With all diagrams of cost 2 the squared error
+of a mean is :math:`O(n^{-3})` in the width; carrying mean and covariance alone it is
+:math:`O(n^{-2})`. Of cost 3 those are kept that need no further products of matrices.
+
+The fourth cumulant never has to be carried. The network is homogeneous, so that a layer's
+activations may be multiplied by an independent random scale of mean 1 without changing the mean
+of anything after it. After every rectifier that scale's variance v, mostly negative, is chosen so
+that the isotropic part :math:`c\,(\delta\delta + \delta\delta + \delta\delta)` of the fourth
+cumulant vanishes, and the lower cumulants are changed to match (:func:`rescaled`).
+
+References:
+    arXiv:2605.05179, cumulant propagation, K = 3, factored.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.modeling_outputs import CausalLMOutput
 
 from offkey.data import Batch, Role
 from offkey.errors import BadInput
@@ -10,7 +12,13 @@ from offkey.models import (
     KLToReference,
     ResponseCrossEntropy,
     TopLogProb,
+    choice_logits,
     default_metric,
+    kl,
+    last_logits,
+    log_probabilities,
+    logits_of,
+    preferred_answer,
 )
 from offkey.testing.random_models import batch_of
 
@@ -107,3 +115,76 @@ def test_the_default(batch):
 def test_roles_are_numbers():
     assert [Role.PADDING, Role.TEMPLATE, Role.PROMPT, Role.RESPONSE] == [-1, 0, 1, 2]
     assert isinstance(Batch({}, ids=()), Batch)
+
+
+def test_logits_in_whatever_a_model_returns(logits):
+    several = torch.stack([logits + 1, logits], dim=1)
+    for raw in (logits, several, CausalLMOutput(logits=several), SimpleNamespace(logits=logits)):
+        assert torch.equal(last_logits(raw), logits)
+    assert logits_of(CausalLMOutput(logits=several)) is several
+    for wrong in (3, {"x": logits}, None, CausalLMOutput()):
+        with pytest.raises(BadInput, match="not logits"):
+            last_logits(wrong)
+    with pytest.raises(BadInput, match="no logits"):
+        last_logits(logits[0])
+
+
+def test_each_row_prefers_by_itself(logits):
+    """Whatever the other rows have: three choices, two, one, or none."""
+    rows = logits.repeat(2, 1)
+    choices = torch.tensor([[3, 5, 9], [-1, 4, 2], [7, -1, -1], [-1, -1, -1]])
+    batch = Batch({}, ids=tuple("abcd"), choices=choices)
+    of_choices = choice_logits(rows, batch)
+    for row, numbers in enumerate(choices.tolist()):
+        for place, token in enumerate(numbers):
+            assert of_choices[row, place] == (rows[row, token] if token >= 0 else -torch.inf)
+    token, choice = preferred_answer(rows, batch)
+    best = [max((n for n in row if n >= 0), key=lambda n, r=r: float(rows[r, n]), default=None)
+            for r, row in enumerate(choices.tolist())]  # fmt: skip
+    assert token.tolist() == [*best[:3], int(rows[3].argmax())]
+    assert choice.tolist() == [
+        choices[0].tolist().index(best[0]), choices[1].tolist().index(best[1]), 0, token[3]
+    ]  # fmt: skip
+    for row in range(4):
+        alone = Batch({}, ids=("a",), choices=choices[row : row + 1])
+        assert preferred_answer(rows[row : row + 1], alone).token == token[row]
+    plain = preferred_answer(rows, Batch({}, ids=tuple("abcd")))
+    assert torch.equal(plain.token, rows.argmax(1))
+    assert torch.equal(plain.choice, rows.argmax(1))
+    with pytest.raises(BadInput, match="prompt a: there are no choices"):
+        choice_logits(rows, Batch({}, ids=tuple("abcd")))
+
+
+def test_divergence_by_its_definition(logits):
+    other = torch.randn(2, 61, generator=torch.Generator().manual_seed(1))
+    p, q = other.double().softmax(-1), logits.double().softmax(-1)
+    expected = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(kl(log_probabilities(other), logits).double(), expected)
+    stacked = kl(log_probabilities(torch.stack([other, logits])), torch.stack([logits, other]))
+    assert stacked.shape == (2, 2)
+    torch.testing.assert_close(stacked[0].double(), expected)
+    log_p = log_probabilities(logits)
+    assert torch.equal(kl(log_p, log_p), torch.zeros(2))
+    assert 0 <= kl(log_p, logits + 3).max() < 1e-12
+    far = logits.clone()
+    far[:, 0] = 300
+    assert torch.equal(kl(log_probabilities(far), far), torch.zeros(2))
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_small_divergences_are_accurate_in_float32(logits, size):
+    """Half the variance of the change, where the plain sum has no digit left."""
+    change = torch.randn(2, 61, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moved = (logits.double() + size * change).float()
+    p = logits.double().softmax(-1)
+    d = moved.double() - logits.double()
+    exact = (p * d).sum(-1).neg() + (p * d.exp()).sum(-1).log()
+    made = kl(log_probabilities(logits), moved).double()
+    torch.testing.assert_close(made, exact, rtol=2e-3 if size > 1e-5 else 0.5, atol=0)
+
+
+def test_divergence_is_differentiated(logits):
+    other = torch.randn(2, 61, generator=torch.Generator().manual_seed(1))
+    leaf = logits.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(kl(log_probabilities(other), leaf).sum(), leaf)
+    torch.testing.assert_close(grad, logits.softmax(-1) - other.softmax(-1), rtol=1e-3, atol=1e-5)
