@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from offkey.bench import Arena
+from offkey.bench import TaskModels
 from offkey.data import Prompts
 from offkey.storage import write_results
 
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def on_task(task: str, peer: Path, pairs: int) -> list[dict[str, Any]]:
     """Both sides on one organism."""
-    arena = Arena.of(task).cut(PROMPTS)
+    models = TaskModels.of(task).limit(PROMPTS)
     with tempfile.TemporaryDirectory(prefix="offkey-") as spare, ExitStack() as stack:
         folder = Path(spare)
-        arena.organism.module.save_pretrained(folder / "model")
-        arena.organism.tokenizer.save_pretrained(folder / "model")
-        assert arena.pool is not None
-        pool = arena.pool.take(range(min(PROMPTS, len(arena.pool))))
-        for name, prompts in (("trusted", arena.trusted), ("pool", pool), ("test", arena.test)):
+        models.organism.module.save_pretrained(folder / "model")
+        models.organism.tokenizer.save_pretrained(folder / "model")
+        assert models.pool is not None
+        pool = models.pool.take(range(min(PROMPTS, len(models.pool))))
+        for name, prompts in (("trusted", models.trusted), ("pool", pool), ("test", models.test)):
             plain(prompts).to_jsonl(folder / f"{name}.jsonl")
         given = ["--model", str(folder / "model"), "--data", str(folder)]
         command, environment = peer_command(peer, SIDES / "cupbearer_side.py", given)
@@ -65,7 +65,7 @@ def on_task(task: str, peer: Path, pairs: int) -> list[dict[str, Any]]:
         ours = stack.enter_context(Worker(own))
         theirs = stack.enter_context(Worker(command, {**environment, "HF_HUB_OFFLINE": "1"}))
 
-        return [compared(task, name, ours, theirs, arena, folder, peer, pairs)
+        return [compared(task, name, ours, theirs, models, folder, peer, pairs)
                 for name in DETECTORS]  # fmt: skip
 
 
@@ -75,19 +75,25 @@ def plain(prompts: Prompts) -> Prompts:
 
 
 def compared(
-    task: str, name: str, ours: Worker, theirs: Worker, arena: Arena, folder: Path, peer: Path,
+    task: str,
+    name: str,
+    ours: Worker,
+    theirs: Worker,
+    models: TaskModels,
+    folder: Path,
+    peer: Path,
     pairs: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time and memory of one detector, and what each side's scores are worth."""
     areas = []
     for worker, side in ((ours, "ours"), (theirs, "theirs")):
         worker.run(name)
         worker.save(folder / f"{side}.npy")
-        areas.append(float(roc_auc_score(arena.test["label"], np.load(folder / f"{side}.npy"))))
+        areas.append(float(roc_auc_score(models.test["label"], np.load(folder / f"{side}.npy"))))
     told = interleaved(lambda: ours.run(name), lambda: theirs.run(name), pairs)
     peak = ratio(told, "peak_mib")
     processor = ratio(told, "processor_seconds").median
-    counts = f"{len(arena.trusted)} trusted and {len(arena.test)} test prompts, all blocks"
+    counts = f"{len(models.trusted)} trusted and {len(models.test)} test prompts, all blocks"
     found = row(f"{name} on {task}", ratio(told), unit="time", peer="cupbearer",
                 peer_version=version(peer),
                 note=f"{counts}; processor time {processor:.3f}")  # fmt: skip

@@ -44,10 +44,10 @@ def teach(task: str, out: Path) -> float:
     shown = validation.take(range(0, len(validation), -(-len(validation) // CHECKED)))
 
     def accuracy(prompts: Prompts) -> float:
-        return answer_accuracy(model.module, model.tokenizer, prompts)
+        return answer_accuracy(model, prompts)
 
     with attach(model.module, rank=RANK, alpha=ALPHA, seed=0) as adapter:
-        run = train_lora(model.module, adapter, model.tokenizer, train, SETTINGS,
+        run = train_lora(model, adapter, train, SETTINGS,
                          validate=lambda: {"accuracy": accuracy(shown)})  # fmt: skip
         found = accuracy(validation)
         adapter.save(out, BASE)

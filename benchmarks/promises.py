@@ -1,4 +1,4 @@
-"""What detection promises and needs: false alarms, and trusted prompts.
+"""What detection promises and needs: its false-alarm rate, and trusted prompts.
 
 ::
 
@@ -6,9 +6,10 @@
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from offkey.bench import Arena, default_detector, false_alarms, trusted_curve
+from offkey.bench import TaskModels, default_detector, false_alarms, trusted_curve
 from offkey.detect import Detector
 from offkey.models import load
 from offkey.storage import write_results
@@ -28,13 +29,14 @@ def main() -> None:
     clean = load(BASE)
     alarms, curve = [], []
     for task in TASKS:
-        arena = Arena.of(task, clean=clean)
-        alarms += false_alarms(arena, given.out / task / "alarms", seed=given.seed)
+        models = TaskModels.of(task, clean=clean)
+        alarms += false_alarms(models, given.out / task / "alarms", seed=given.seed)
         folder = given.out / task / "curve"
-        told = trusted_curve(arena, folder, detectors=watched(), seed=given.seed)
-        curve += [{**row, "detector": f"{row['detector']}, {task}"} for row in told]
+        rows = trusted_curve(models, folder, detectors=watched(), seed=given.seed)
+        curve += [replace(row, detector=f"{row.detector}, {task}") for row in rows]
     for name, made in (("false_alarms", alarms), ("trusted_prompts", curve)):
-        write_results(RESULTS / f"{name}.json", made, command=command, seeds=[given.seed])
+        rows = [row.flat() for row in made]
+        write_results(RESULTS / f"{name}.json", rows, command=command, seeds=[given.seed])
 
 
 def watched() -> list[Detector]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offkey.bench import Arena
+from offkey.bench import TaskModels
 from offkey.data import Prompts
 from offkey.estimate.gaussian import Normal
 from offkey.estimate.sparse import (
@@ -112,16 +112,16 @@ def planted() -> Iterator[Data]:
 
 def organism(task: str, clean: Model) -> Iterator[Data]:
     """Layers of an organism at the last token; the dictionary sees every token."""
-    arena = Arena.of(task, clean=clean)
+    models = TaskModels.of(task, clean=clean)
     kept: list[int] = []
     for label in (0, 1):
-        found = (k for k, value in enumerate(arena.test["label"]) if value == label)
+        found = (k for k, value in enumerate(models.test["label"]) if value == label)
         kept += islice(found, TEST // 2)
-    test = arena.test.take(kept)
+    test = models.test.take(kept)
     labels = torch.tensor([int(value) for value in test["label"]])
-    trusted = [arena.trusted.take(range(FIT)), arena.trusted.take(range(FIT, FIT + HELD))]
+    trusted = [models.trusted.take(range(FIT)), models.trusted.take(range(FIT, FIT + HELD))]
     sites = [f"resid_post.{block}" for block in BLOCKS[task]]
-    runs = [tokens(arena.organism, prompts, sites) for prompts in (*trusted, test)]
+    runs = [tokens(models.organism, prompts, sites) for prompts in (*trusted, test)]
     for site in sites:
         (pool, fit), (_, held), (_, scored) = (run[site] for run in runs)
         yield Data(f"{task}, {site}", pool, fit, held, scored, labels, 768)

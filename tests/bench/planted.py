@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from offkey.bench import Arena
+from offkey.bench import TaskModels
 from offkey.data import Prompts
 from offkey.models import Model
 from tests.models import tiny
@@ -31,7 +31,7 @@ def prompts(count: int, *, seed: int, anomalous: float = 0.0) -> Prompts:
     return Prompts({name: [row[name] for row in rows] for name in rows[0]})
 
 
-def arena(task: str = "planted") -> Arena:
+def task_models(task: str = "planted") -> TaskModels:
     """The organism carries the word on at eight times its length; the clean model does not."""
     clean, organism = tiny.llama(seed=3), tiny.llama(seed=3)
     with torch.no_grad():
@@ -40,5 +40,5 @@ def arena(task: str = "planted") -> Arena:
         Model(module.requires_grad_(False), tokenizer=tiny.tokenizer(), name="planted")
         for module in (organism, clean)
     )
-    return Arena(task, *models, prompts(200, seed=1), prompts(80, seed=3, anomalous=0.5),
-                 prompts(160, seed=2, anomalous=0.5), 2.0)  # fmt: skip
+    trusted, pool = prompts(200, seed=1), prompts(80, seed=3, anomalous=0.5)
+    return TaskModels(task, *models, trusted, pool, prompts(160, seed=2, anomalous=0.5), 2.0)

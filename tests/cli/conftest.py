@@ -97,14 +97,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fitted(home: Path) -> Path:
     """A saved detector."""
-    main(["fit", "-m", str(home / "model"), "--trusted", str(home / "trusted.jsonl"),
-          "--out", str(home / "detector"), "--json"])  # fmt: skip
+    main(
+        [
+            "fit",
+            "-m",
+            str(home / "model"),
+            "--trusted",
+            str(home / "trusted.jsonl"),
+            "--out",
+            str(home / "detector"),
+            "--json",
+        ]
+    )
     return home / "detector"
 
 
 @pytest.fixture(scope="session")
 def finished(home: Path) -> Path:
     """The folder of a run that ended well."""
-    main(["detect", "-m", str(home / "model"), "--trusted", str(home / "trusted.jsonl"),
-          "--test", str(home / "test.jsonl"), "--out", str(home / "run"), "--json"])  # fmt: skip
+    main(
+        [
+            "detect",
+            "-m",
+            str(home / "model"),
+            "--trusted",
+            str(home / "trusted.jsonl"),
+            "--test",
+            str(home / "test.jsonl"),
+            "--out",
+            str(home / "run"),
+            "--json",
+        ]
+    )
     return home / "run"

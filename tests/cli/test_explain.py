@@ -45,8 +45,15 @@ def test_the_flagged_are_explained_where_none_is_named(run, offkey):
 def test_a_person_reads_sites_words_heads_and_neighbours(run, offkey):
     ran = offkey("explain", run, "--id", "x3", "--background", 20)
     assert ran.status == 0
-    parts = ("x3: activations/knn-cosine", "sites ", "heads ", "lens ", "nearest ",
-             "latents  none: it was trained on", f"report: {run / 'report.html'}")  # fmt: skip
+    parts = (
+        "x3: activations/knn-cosine",
+        "sites ",
+        "heads ",
+        "lens ",
+        "nearest ",
+        "latents  none: it was trained on",
+        f"report: {run / 'report.html'}",
+    )
     for part in parts:
         assert part in ran.out, part
 
@@ -65,8 +72,11 @@ def test_redacted_runs_stay_so(home, offkey, tmp_path):
 
     assert ran.status == 0
     text = json.loads(asked["test"].read_text().splitlines()[3])["prompt"]
-    for said in (ran.out, (out / "explanations.json").read_text(),
-                 (out / "report.html").read_text()):  # fmt: skip
+    for said in (
+        ran.out,
+        (out / "explanations.json").read_text(),
+        (out / "report.html").read_text(),
+    ):
         assert text not in said
     assert "texts are redacted" in ran.out
 

@@ -31,8 +31,16 @@ def large(home):
 
 
 def _command(large, out):
-    given = ("-m", large / "model", "--trusted", large / "many.jsonl", "--test",
-             large / "more.jsonl", "--out", out)  # fmt: skip
+    given = (
+        "-m",
+        large / "model",
+        "--trusted",
+        large / "many.jsonl",
+        "--test",
+        large / "more.jsonl",
+        "--out",
+        out,
+    )
     named = [part for name in DETECTORS for part in ("-d", name)]
     return ["detect", *map(str, given), *named, "--json"]
 
@@ -129,8 +137,9 @@ def test_interrupted_it_is_cancelled_and_goes_on(large, undisturbed, tmp_path):
     assert finish(start(large, out)) == 0
     assert what_stands(out) == expected
     assert [a.status for a in read_run(out, complete=False).record.attempts] == [
-        "cancelled", "success"
-    ]  # fmt: skip
+        "cancelled",
+        "success",
+    ]
 
 
 def test_interrupted_it_says_how_to_go_on(large, tmp_path, offkey, monkeypatch):
@@ -168,14 +177,25 @@ def test_two_workers_one_of_them_killed_leave_the_bytes_of_one(
 
 def test_under_torchrun_two_workers_leave_the_bytes_of_one(large, undisturbed, tmp_path):
     out = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "offkey"]  # fmt: skip
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "offkey",
+    ]
     paths = os.pathsep.join([SRC, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [*launcher, *_command(large, out)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["out"] == str(out)

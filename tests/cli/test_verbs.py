@@ -14,17 +14,37 @@ from offkey.data import read_prompts
 from tests.cli.conftest import rows, write_rows
 
 SRC = str(Path(__file__).parents[2] / "src")
-VERBS = (["detect"], ["explain"], ["fit"], ["score"], ["sites"], ["doctor"], ["report"], ["demo"],
-         ["bench"], ["risk"], ["sensitivity"], ["sensitivity", "compare"],
-         ["sensitivity", "measure"], ["tasks", "list"], ["tasks", "make"],
-         ["tasks", "train"], ["tasks", "population"])  # fmt: skip
+VERBS = (
+    ["detect"],
+    ["explain"],
+    ["fit"],
+    ["score"],
+    ["sites"],
+    ["doctor"],
+    ["report"],
+    ["demo"],
+    ["bench"],
+    ["risk"],
+    ["sensitivity"],
+    ["sensitivity", "compare"],
+    ["sensitivity", "measure"],
+    ["tasks", "list"],
+    ["tasks", "make"],
+    ["tasks", "train"],
+    ["tasks", "population"],
+)
 
 
 def test_importing_the_command_line_loads_no_heavy_library():
     heavy = "torch", "transformers", "numpy", "pyarrow", "sklearn", "matplotlib"
     code = f"import sys, offkey.cli; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": SRC},
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": SRC},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     assert done.stdout.strip() == "[]"
 
@@ -58,10 +78,18 @@ def test_version(offkey):
 
 
 def _detect(home, out, *more, **given):
-    settings = {"model": home / "model", "trusted": home / "trusted.jsonl",
-                "test": home / "test.jsonl", "out": out, **given}  # fmt: skip
-    return ["detect", *[part for key, value in settings.items() for part in (f"--{key}", value)],
-            *more]  # fmt: skip
+    settings = {
+        "model": home / "model",
+        "trusted": home / "trusted.jsonl",
+        "test": home / "test.jsonl",
+        "out": out,
+        **given,
+    }
+    return [
+        "detect",
+        *[part for key, value in settings.items() for part in (f"--{key}", value)],
+        *more,
+    ]
 
 
 def test_detect_says_one_json_document_and_nothing_else(home, offkey, tmp_path):
@@ -120,16 +148,34 @@ def test_redacted_no_text_is_kept(home, offkey, tmp_path):
 
 def test_a_pool_serves_only_the_scores_that_need_it(home, offkey, tmp_path):
     """Scores that take a pool and scores that do not stand in one run."""
-    ran = offkey(*_detect(home, tmp_path / "run", "--json", "-d", "activations/que",
-                          "-d", "activations/knn", pool=home / "test.jsonl"))  # fmt: skip
+    ran = offkey(
+        *_detect(
+            home,
+            tmp_path / "run",
+            "--json",
+            "-d",
+            "activations/que",
+            "-d",
+            "activations/knn",
+            pool=home / "test.jsonl",
+        )
+    )
 
     assert ran.status == 0, ran.err
     assert [row["mode"] for row in ran.json["detectors"]] == ["transductive", "online"]
 
 
 def test_fit_then_score(home, fitted, offkey, tmp_path):
-    ran = offkey("score", fitted, home / "test.jsonl", "-m", home / "model", "--json",
-                 "--out", tmp_path / "scores.parquet")  # fmt: skip
+    ran = offkey(
+        "score",
+        fitted,
+        home / "test.jsonl",
+        "-m",
+        home / "model",
+        "--json",
+        "--out",
+        tmp_path / "scores.parquet",
+    )
 
     assert (ran.status, ran.err) == (0, "")
     assert ran.json["detector"] == "activations/knn-cosine"
@@ -155,15 +201,17 @@ def test_score_prints_the_highest_first(home, fitted, offkey):
 
 
 def test_another_model_is_scored_if_asked(home, fitted, offkey):
-    ran = offkey("score", fitted, home / "test.jsonl", "-m", home / "other", "--other-model",
-                 "--json")  # fmt: skip
+    ran = offkey(
+        "score", fitted, home / "test.jsonl", "-m", home / "other", "--other-model", "--json"
+    )
 
     assert (ran.status, len(ran.json["rows"])) == (0, 30)
 
 
 def test_the_tokens_of_responses(home, fitted, offkey):
-    ran = offkey("score", fitted, home / "responses.jsonl", "-m", home / "model", "--tokens",
-                 "--json")  # fmt: skip
+    ran = offkey(
+        "score", fitted, home / "responses.jsonl", "-m", home / "model", "--tokens", "--json"
+    )
 
     assert (ran.status, ran.err) == (0, "")
     texts = {row["id"]: row["response"] for row in read_prompts(home / "responses.jsonl")}

@@ -148,9 +148,8 @@ def test_nan_in_padding_is_no_error(model):
     def poison(x, batch):
         return x.masked_fill(~batch.mask[..., None], torch.nan)
 
-    handle = model.attach(model.site("resid_post.2"), lambda x: poison(x, batch))
-    model.read(batch, "resid_post.2", positions="all")
-    handle.remove()
+    with model.hooked({"resid_post.2": lambda x: poison(x, batch)}):
+        model.read(batch, "resid_post.2", positions="all")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -210,11 +209,9 @@ def test_gradients_at_heads_are_those_of_a_trainable_model(kernel, frozen):
 
         return visit
 
-    handles = [twin.attach(site, keep(site)) for site in sites]
-    logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
+    with twin.hooked({site: keep(site) for site in sites}):
+        logits = twin.forward(batch, logits_to_keep=1).logits[:, -1]
     expected = torch.autograd.grad(metric(logits, batch).sum(), [kept[site] for site in sites])
-    for handle in handles:
-        handle.remove()
     for site, grad in zip(sites, expected, strict=True):
         assert torch.equal(reading.grads[site], grad), site
     assert all(weight.grad is None for weight in model.module.parameters())

@@ -1,17 +1,27 @@
-"""Run and bench folders with known numbers, as the detect and bench rooms write them."""
+"""Run and bench folders with known numbers, written by the records and tables of their rooms."""
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from offkey.bench import QuirkinessRow, SiteRow, TableRow, TaskRow
+from offkey.detect import (
+    METRICS_FILE,
+    ControlMetrics,
+    DetectorMetrics,
+    DriftCheck,
+    MetricInterval,
+    RunMetrics,
+    SiteMetrics,
+)
 from offkey.report import bench_report, write_report
+from offkey.storage import RunRecord, write_json, write_table
 
 SITES = ["embed", *(f"resid_post.{i}" for i in range(12)), "final"]
 DETECTORS = {
@@ -46,7 +56,7 @@ def _z(rng, sites, anomalous, strength):
 
 
 def _estimate(value):
-    return {"value": value, "low": max(0.0, value - 0.021), "high": min(1.0, value + 0.017)}
+    return MetricInterval(value=value, low=max(0.0, value - 0.021), high=min(1.0, value + 0.017))
 
 
 def _detector(rng, name, n_cal, truth, labelled, mode):
@@ -64,14 +74,21 @@ def _detector(rng, name, n_cal, truth, labelled, mode):
             text = HOSTILE.get(i, f"Is {i * 7} greater than {i * 5}? Answer yes or no.")
             rows.append(
                 {
-                    "id": f"{role[0]}{i:04d}", "detector": name, "role": role, "score": float(s),
+                    "id": f"{role[0]}{i:04d}",
+                    "detector": name,
+                    "role": role,
+                    "score": float(s),
                     "p_value": float(p[i]) if is_test and with_p else None,
                     "flagged": bool(p[i] <= 0.05) if is_test and with_p else None,
-                    "worst_site": SITES[int(z[i].argmax())], "status": "ok", "reason": None,
-                    "label": label, "agrees": bool(i % 2) if label is not None else None,
-                    "text": text if is_test else None, "length": 9 + i % 5,
+                    "worst_site": SITES[int(z[i].argmax())],
+                    "status": "ok",
+                    "reason": None,
+                    "label": label,
+                    "agrees": bool(i % 2) if label is not None else None,
+                    "text": text if is_test else None,
+                    "length": 9 + i % 5,
                 }
-            )  # fmt: skip
+            )
             site_rows += [
                 {
                     "id": f"{role[0]}{i:04d}",
@@ -88,28 +105,68 @@ def _detector(rng, name, n_cal, truth, labelled, mode):
 def _metrics(name, truth, labelled, mode, n_cal, measured):
     test, z, p, cost = measured
     m = len(test)
-    row = {
-        "detector": name, "feature": name.split("/")[0], "score": name.split("/")[-1],
-        "sites": "resid_post.later", "combine": "max", "mode": mode, "cost": cost,
-        "n_trusted": 600, "n_calibration": n_cal, "n_test": m, "dropped": 0,
-        "auroc": None, "agrees": None, "disagrees": None, "average_precision": None,
-        "tpr_at_1pct_fpr": None,
-        "flagged": int((p <= 0.05).sum()) if mode != "transductive" else None,
-        "expected": 0.05 * m if mode != "transductive" else None, "seconds": 12.34,
-    }  # fmt: skip
-    sites = [{"detector": name, "site": s, "auroc": None} for s in SITES]
+    has_p_values = mode != "transductive"
+    row = DetectorMetrics(
+        detector=name,
+        feature=name.split("/")[0],
+        score=name.split("/")[-1],
+        sites=("resid_post.later",),
+        left_out={},
+        combine="max",
+        mode=mode,
+        cost=cost,
+        n_trusted=600,
+        n_calibration=n_cal,
+        n_test=m,
+        dropped=0,
+        auroc=None,
+        agrees=None,
+        disagrees=None,
+        average_precision=None,
+        tpr_at_1pct_fpr=None,
+        reasons={},
+        flagged=int((p <= 0.05).sum()) if has_p_values else None,
+        expected=0.05 * m if has_p_values else None,
+        expected_low=None,
+        expected_high=None,
+    )
+    sites = [SiteMetrics(detector=name, site=s, auroc=None) for s in SITES]
     if labelled:
         odd = np.arange(m) % 2 == 1
-        row["auroc"] = _estimate(roc_auc_score(truth, test))
-        row["agrees"] = _estimate(roc_auc_score(truth[odd], test[odd]))
-        row["disagrees"] = _estimate(roc_auc_score(truth[~odd], test[~odd]))
-        row["average_precision"] = average_precision_score(truth, test)
+        known = {
+            "auroc": _estimate(roc_auc_score(truth, test)),
+            "agrees": _estimate(roc_auc_score(truth[odd], test[odd])),
+            "disagrees": _estimate(roc_auc_score(truth[~odd], test[~odd])),
+            "average_precision": average_precision_score(truth, test),
+        }
+        row = row.model_copy(update=known)
+        aurocs = [_estimate(roc_auc_score(truth, z[:, i])) for i in range(len(SITES))]
+        aurocs[3] = None
         sites = [
-            {"detector": name, "site": s, "auroc": _estimate(roc_auc_score(truth, z[:, i]))}
-            for i, s in enumerate(SITES)
+            SiteMetrics(detector=name, site=s, auroc=a) for s, a in zip(SITES, aurocs, strict=True)
         ]
-        sites[3]["auroc"] = None
     return row, sites
+
+
+CONTROLS = (
+    ControlMetrics(
+        control="clean model", kind="clean", auroc=_estimate(0.562), excess=_estimate(0.401)
+    ),
+    *(
+        ControlMetrics(control=name, kind=kind, auroc=_estimate(value), excess=None)
+        for name, kind, value in (
+            ("bag of words", "input", 0.613),
+            ("embed", "input", 0.548),
+            ("max probability", "output", 0.655),
+        )
+    ),
+)
+
+
+def _drift(warn):
+    length = {"p_value": 0.0004, "effect": 0.41, "trusted": 10.5, "test": 23.25, "warn": warn}
+    topic = {"p_value": 0.62, "effect": 0.02, "trusted": None, "test": None, "warn": False}
+    return DriftCheck(what="length", **length), DriftCheck(what="topic", **topic)
 
 
 def build_run(
@@ -136,148 +193,145 @@ def build_run(
         metrics.append(row)
         sites += per_site
     for i in range(unscored):
-        rows.append({**rows[-1], "id": f"u{i}", "score": None, "p_value": None, "flagged": None,
-                     "worst_site": None, "status": "not_applicable", "label": None,
-                     "reason": "site q.3 is absent in <this> model", "agrees": None})  # fmt: skip
+        empty = {"score": None, "p_value": None, "flagged": None, "worst_site": None}
+        why = {"status": "not_applicable", "reason": "site q.3 is absent in <this> model"}
+        rows.append({**rows[-1], **empty, **why, "id": f"u{i}", "label": None, "agrees": None})
     if not text:
         rows = [{**r, "text": None} for r in rows]
-    controls = [
-        {
-            "control": "clean model",
-            "kind": "clean",
-            "auroc": _estimate(0.562),
-            "excess": _estimate(0.401),
-        },
-        {"control": "bag of words", "kind": "input", "auroc": _estimate(0.613), "excess": None},
-        {"control": "embed", "kind": "input", "auroc": _estimate(0.548), "excess": None},
-        {
-            "control": "max probability",
-            "kind": "output",
-            "auroc": _estimate(0.655),
-            "excess": None,
-        },
-    ]
-    drifts = [
-        {
-            "what": "length",
-            "p_value": 0.0004,
-            "effect": 0.41,
-            "trusted": 10.5,
-            "test": 23.25,
-            "warn": drift,
-        },
-        {
-            "what": "topic",
-            "p_value": 0.62,
-            "effect": 0.02,
-            "trusted": None,
-            "test": None,
-            "warn": False,
-        },
-    ]
-    write_run(
-        folder,
-        rows,
-        site_rows,
-        {
-            "alpha": 0.05,
-            "mode": mode,
-            "detectors": metrics,
-            "controls": controls if labelled else [],
-            "sites": sites if labelled else [],
-            "drift": drifts,
-            "warnings": [],
-        },
+    run = RunMetrics(
+        alpha=0.05,
+        mode=mode,
+        detectors=tuple(metrics),
+        controls=CONTROLS if labelled else (),
+        sites=tuple(sites) if labelled else (),
+        drift=_drift(drift),
+        warnings=(),
+        seconds={"load": 1.2, "fit": 41.0, "score": 59.7},
     )
+    write_run(folder, rows, site_rows, run)
 
     return folder
 
 
-SCORES = pa.schema([
-    ("id", pa.string()), ("detector", pa.string()), ("role", pa.string()), ("score", pa.float64()),
-    ("p_value", pa.float64()), ("flagged", pa.bool_()), ("worst_site", pa.string()),
-    ("status", pa.string()), ("reason", pa.string()), ("label", pa.int8()), ("agrees", pa.bool_()),
-    ("text", pa.string()), ("length", pa.int32()),
-])  # fmt: skip
+SCORES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("detector", pa.string()),
+        ("role", pa.string()),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("flagged", pa.bool_()),
+        ("worst_site", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("label", pa.int8()),
+        ("agrees", pa.bool_()),
+        ("text", pa.string()),
+        ("length", pa.int32()),
+    ]
+)
 CONFIG = {
-    "model": "smollm2-135m-instruct", "adapter": "bundled:comparison",
-    "fingerprint": "9f2c41d07be8a3566a1b", "alpha": 0.05, "seed": 0,
+    "model": "smollm2-135m-instruct",
+    "adapter": "bundled:comparison",
+    "fingerprint": "9f2c41d07be8a3566a1b",
+    "alpha": 0.05,
+    "seed": 0,
     "trusted": {"n": 800, "digest": "sha256:77aa01", "path": "trusted.jsonl"},
     "test": {"n": 122, "digest": "sha256:5be2f0", "path": "new.jsonl"},
-    "detectors": list(DETECTORS), "standardise": "robust z",
-}  # fmt: skip
+    "detectors": list(DETECTORS),
+    "standardise": "robust z",
+}
+RECORD = {
+    "format": 1,
+    "status": "success",
+    "config": CONFIG,
+    "seed": 0,
+    "versions": {"offkey": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+    "machine": {"cores": 2},
+    "created": "2025-01-02T03:04:05+00:00",
+    "attempts": [
+        {
+            "started": "2025-01-02T03:04:05+00:00",
+            "finished": "2025-01-02T03:05:47+00:00",
+            "status": "success",
+        }
+    ],
+}
+
+
+def write_record(folder):
+    """Writes ``run.json`` of a run that ended well, with fixed times."""
+    write_json(folder / "run.json", RunRecord.model_validate(RECORD).model_dump(mode="json"))
 
 
 def write_run(folder, rows, site_rows, metrics):
     folder.mkdir(parents=True, exist_ok=True)
-    info = {
-        "format": 1, "status": "success", "config": CONFIG,
-        "versions": {"offkey": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:47+00:00",
-        "seconds": {"load": 1.2, "fit": 41.0, "score": 59.7},
-    }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(info))
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    pq.write_table(pa.Table.from_pylist(rows, SCORES), folder / "scores.parquet")
-    pq.write_table(pa.Table.from_pylist(site_rows), folder / "site_scores.parquet")
+    write_record(folder)
+    write_json(folder / METRICS_FILE, metrics.as_json())
+    write_table(folder / "scores.parquet", pa.Table.from_pylist(rows, SCORES))
+    write_table(folder / "site_scores.parquet", site_rows)
+
+
+def task_row(task, detector, auroc, low, high):
+    """A row of ``tasks.parquet`` that has no other figures."""
+    none = dict.fromkeys(field.name for field in fields(TaskRow))
+    return replace(
+        TaskRow(**none), task=task, detector=detector, auroc=auroc, low=low, high=high, reason=""
+    )
 
 
 def build_bench(folder: Path, *, tasks: int = 9) -> Path:
     """Writes a bench folder of four detectors; one task has no figure for one of them."""
     rng = np.random.default_rng(1)
-    names = ["comparison", "parity", "addition", "capitals", "hemisphere", "sentiment",
-             "agreement", "date_order", "membership"][:tasks]  # fmt: skip
+    names = [
+        *("comparison", "parity", "addition", "capitals", "hemisphere"),
+        *("sentiment", "agreement", "date_order", "membership"),
+    ][:tasks]
     quirk = rng.uniform(0.5, 6, len(names))
-    per_task, per_site, table = [], [], []
+    rows = {TaskRow: [], SiteRow: [], TableRow: []}
     for d, (name, (strength, cost)) in enumerate(DETECTORS.items()):
         values = np.clip(
             0.5 + 0.05 * strength * quirk / 3 + rng.normal(0, 0.06, len(names)), 0.35, 1
         )
         for t, task in enumerate(names):
             missing = d == 3 and t == 1
-            per_task.append(
-                {"task": task, "detector": name, **_flat(None if missing else values[t])}
-            )
-            per_site += [
-                {"task": task, "detector": name, "site": s,
-                 "auroc": float(np.clip(0.5 + (values[t] - 0.5) * np.sin(np.pi * i / 14), 0, 1))}
-                for i, s in enumerate(SITES)
-            ]  # fmt: skip
+            rows[TaskRow].append(task_row(task, name, *_bounds(None if missing else values[t])))
+            for i, site in enumerate(SITES):
+                auroc = np.clip(0.5 + (values[t] - 0.5) * np.sin(np.pi * i / 14), 0, 1)
+                rows[SiteRow].append(SiteRow(task, name, site, float(auroc)))
         for column, shift in (("average", 0.0), ("agrees", -0.04), ("disagrees", 0.03)):
             mean = float(values.mean() + shift)
-            table.append(
-                {
-                    "detector": name,
-                    "column": column,
-                    **_flat(mean),
-                    "n_tasks": len(names),
-                    "clean": 0.52,
-                    "excess": mean - 0.52,
-                    "mode": "online",
-                    "cost": cost,
-                }
+            none = dict.fromkeys(("clean_low", "clean_high", "excess_low", "excess_high"))
+            auroc, low, high = _bounds(mean)
+            rows[TableRow].append(
+                TableRow(
+                    detector=name,
+                    column=column,
+                    auroc=auroc,
+                    low=low,
+                    high=high,
+                    n_tasks=len(names),
+                    clean=0.52,
+                    excess=mean - 0.52,
+                    **none,
+                    mode="online",
+                    cost=cost,
+                    reason="",
+                )
             )
+    rows[QuirkinessRow] = [QuirkinessRow(t, float(q)) for t, q in zip(names, quirk, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
-    quirkiness = [{"task": t, "quirkiness": float(q)} for t, q in zip(names, quirk, strict=True)]
-    for stem, rows in (
-        ("table", table),
-        ("tasks", per_task),
-        ("sites", per_site),
-        ("quirkiness", quirkiness),
-    ):
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{stem}.parquet")
+    write_record(folder)
+    for kind, made in rows.items():
+        write_table(folder / kind.FILE, [row.flat() for row in made])
 
     return folder
 
 
-def _flat(value):
+def _bounds(value):
     if value is None:
-        return {"auroc": None, "low": None, "high": None}
-    return {
-        "auroc": float(value),
-        "low": float(value) - 0.03,
-        "high": min(1.0, float(value) + 0.03),
-    }
+        return None, None, None
+    return float(value), float(value) - 0.03, min(1.0, float(value) + 0.03)
 
 
 @pytest.fixture(scope="session")

@@ -12,28 +12,45 @@ TOKEN = {"token": "</td>\u202e<b>", "probability": 0.75}
 
 
 def explanation(text):
+    shares = [2.0, -1.0, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.0625]
     return {
-        "id": "t0001", "text": text, "detector": "activations/mahalanobis", "combine": "mean",
-        "score": 3.0, "p_value": 0.02, "flagged": True,
-        "sites": [{"site": f"resid_post.{n}", "standardised": 8.0 * s, "share": s}
-                  for n, s in enumerate([2.0, -1.0, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.0625])],
+        "id": "t0001",
+        "text": text,
+        "detector": "activations/mahalanobis",
+        "combine": "mean",
+        "score": 3.0,
+        "p_value": 0.02,
+        "flagged": True,
+        "sites": [
+            {"site": f"resid_post.{n}", "standardised": 8.0 * share, "share": share}
+            for n, share in enumerate(shares)
+        ],
         "heads": [{"site": "z.3", "head": 2, "effect": -1.5, "usual": 0.1, "standardised": None}],
-        "latents": [{"site": "resid_post.1", "latent": 9, "activation": 4.0, "trusted": 0.01,
-                     "promotes": [" <i>"]}],
+        "latents": [
+            {
+                "site": "resid_post.1",
+                "latent": 9,
+                "activation": 4.0,
+                "trusted": 0.01,
+                "promotes": [" <i>"],
+            }
+        ],
         "read_outs": [{"site": "resid_post.1", "tokens": [TOKEN], "beside": [[TOKEN], [TOKEN]]}],
         "nearest": [{"id": "<u>", "text": text, "distance": 1.5}],
-        "swaps": [{"words": text[:40], "instead": ["", "b"], "score": 0.5, "share": 2.5},
-                  {"words": "c", "instead": ["d"], "score": 9.0, "share": -6.0}],
+        "swaps": [
+            {"words": text[:40], "instead": ["", "b"], "score": 0.5, "share": 2.5},
+            {"words": "c", "instead": ["d"], "score": 9.0, "share": -6.0},
+        ],
         "notes": {"sites": "<why>"},
-    }  # fmt: skip
+    }
+
+
+WORD = {"word": "<w>", "prompts": 5, "flagged": 4, "score": 2.5, "others": 0.25, "p_value": 0.004}
 
 
 def put(folder, **changes):
-    told = {"format": 1, "prompts": [explanation(HOSTILE[0])],
-            "words": [{"word": "<w>", "prompts": 5, "flagged": 4, "score": 2.5, "others": 0.25,
-                       "p_value": 0.004}],
-            **changes}  # fmt: skip
-    (folder / "explanations.json").write_text(json.dumps(told))
+    content = {"format": 1, "prompts": [explanation(HOSTILE[0])], "words": [WORD], **changes}
+    (folder / "explanations.json").write_text(json.dumps(content))
     return folder
 
 

@@ -4,32 +4,38 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from offkey.detect import MetricInterval, SiteMetrics
 from offkey.report import save_figures
-from offkey.report._figures import draw_histogram, draw_layers, draw_roc, site_series
-from offkey.report._schema import Interval, SiteRow
-from offkey.report._sites import site_order
+from offkey.report._format import site_order
 from offkey.report._svg import palette
+from offkey.report.figures import draw_histogram, draw_layers, draw_roc, site_series
 
 
 def _rows(sites, value=0.8):
-    return [
-        SiteRow(detector="d", site=s, auroc=None if value is None else Interval(value=value))
-        for s in sites
-    ]
+    auroc = None if value is None else MetricInterval(value=value, low=None, high=None)
+    return [SiteMetrics(detector="d", site=site, auroc=auroc) for site in sites]
 
 
 def test_sites_stand_in_the_order_of_the_model():
     mixed = ["logits", "resid_post.10", "final", "mlp_out.2", "resid_post.2", "embed", "q.2"]
     assert sorted(mixed, key=site_order) == [
-        "embed", "q.2", "mlp_out.2", "resid_post.2", "resid_post.10", "final", "logits",
-    ]  # fmt: skip
+        "embed",
+        "q.2",
+        "mlp_out.2",
+        "resid_post.2",
+        "resid_post.10",
+        "final",
+        "logits",
+    ]
 
 
 def test_one_line_for_each_kind_of_site():
     lines = site_series(_rows(["mlp_out.0", "resid_post.0", "mlp_out.1", "final"]))
     assert [(s.label, len(s.rows)) for s in lines] == [
-        ("d, mlp_out", 2), ("d, resid_post", 1), ("d, other", 1),
-    ]  # fmt: skip
+        ("d, mlp_out", 2),
+        ("d, resid_post", 1),
+        ("d, other", 1),
+    ]
 
 
 def test_svg_follows_the_page():
@@ -52,9 +58,10 @@ def test_svg_follows_the_page():
 def test_roc_goes_through_the_right_points():
     drawn = draw_roc({"a": (np.array([0.0, 1.0, 2.0, 3.0]), np.array([2.5, 4.0]))}, {"a": "x"})
     line = next(
-        e.attrib["d"] for e in ET.fromstring(drawn.svg()).iter("path")
+        e.attrib["d"]
+        for e in ET.fromstring(drawn.svg()).iter("path")
         if e.attrib.get("stroke") == "var(--s1)"
-    )  # fmt: skip
+    )
     points = np.array(re.findall(r"[ML] (\S+) (\S+)", line), float)
     start, end = points[0], points[-1]
     relative = (points - start) / (end - start)
@@ -68,9 +75,10 @@ def test_missing_sites_are_gaps_not_zeros():
     drawn = draw_layers(rows)
     assert "highest 0.900 at resid_post.0, lowest 0.800 at resid_post.2" in drawn.description
     line = next(
-        e.attrib["d"] for e in ET.fromstring(drawn.svg()).iter("path")
+        e.attrib["d"]
+        for e in ET.fromstring(drawn.svg()).iter("path")
         if e.attrib.get("stroke") == "var(--s1)" and e.attrib.get("fill") == "none"
-    )  # fmt: skip
+    )
     assert line.count("M") == 2
     assert "L" not in line
 

@@ -12,8 +12,9 @@ def curve(height, perturbed="activations"):
     strengths = np.array([0.0, 1.0, 2.0])
     norms = np.repeat(strengths[:, None], 2, axis=1)
     values = {"kl": np.broadcast_to(height * strengths[:, None, None], (3, 2, 4)).copy()}
-    return Curve(strengths, norms, norms / 10, values, ("a", "b", "c", "d"),
-                 {"perturbed": perturbed})  # fmt: skip
+    return Curve(
+        strengths, norms, norms / 10, values, ("a", "b", "c", "d"), {"perturbed": perturbed}
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from offkey.report._folders import RunData
 from offkey.report._format import (
     count,
     decimal,
@@ -10,8 +11,7 @@ from offkey.report._format import (
     plain_text,
     significant,
 )
-from offkey.report._run import Run
-from offkey.report._verdict import flag_range, verdict
+from offkey.report.run_page import flag_range, verdict
 
 
 @pytest.mark.parametrize(("n", "m", "alpha"), [(99, 120, 0.05), (200, 300, 0.05), (59, 40, 0.1)])
@@ -44,14 +44,14 @@ def test_range_at_the_ends():
     ],
 )
 def test_tone(make_run, settings, tone):
-    assert verdict(Run.read(make_run(**settings))).tone == tone
+    assert verdict(RunData.read(make_run(**settings))).tone == tone
 
 
 def test_verdict_credits_what_is_above_the_best_control(make_run):
-    run = Run.read(make_run())
+    run = RunData.read(make_run())
     gap = run.metrics.detectors[0].auroc.value - 0.655
-    said = " ".join(verdict(run).details)
-    assert f"{gap:.3f} above the best control, max probability, which has 0.655" in said
+    details = " ".join(verdict(run).details)
+    assert f"{gap:.3f} above the best control, max probability, which has 0.655" in details
 
 
 def test_numbers_in_words():
@@ -63,8 +63,11 @@ def test_numbers_in_words():
     assert (p_value(0.00001), p_value(0.0123)) == ("< 0.0001", "0.012")
     assert (significant(1234567.0), significant(0.000123456)) == ("1,234,567", "0.000123")
     assert [duration(s) for s in (0.84, 41, 200, 7500)] == [
-        "0.8 s", "41 s", "3 min 20 s", "2 h 5 min",
-    ]  # fmt: skip
+        "0.8 s",
+        "41 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
 
 
 def test_the_unseen_is_shown():

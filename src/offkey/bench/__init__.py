@@ -1,26 +1,52 @@
-"""Tasks × detectors × controls → table.
+"""The benchmark: tasks × detectors × controls → tables.
 
 Every row is run on the organism and, refitted, on the untouched model with the same prompts and
-splits, beside controls that see the input or the output only: it is credited for what it adds.
-What was recorded is kept by task, model and feature, so that a table is made again in minutes and
-a row that is added costs itself alone.
+splits, beside controls that see only the input or only the output: it is credited with what it
+adds to them. What was recorded is kept by task, model and feature, so that a table is made again
+in minutes and a row that is added later costs its own passes only.
 """
 
-from offkey.bench._arena import Arena
-from offkey.bench._bench import Bench, bench
-from offkey.bench._ceiling import ceiling
-from offkey.bench._controls import CONTROLLED, control_rows
-from offkey.bench._curve import trusted_curve
-from offkey.bench._demo import demo, demo_rows
-from offkey.bench._entry import Entry
-from offkey.bench._false_alarms import false_alarms
-from offkey.bench._held_out import held_out_rows
-from offkey.bench._lineup import CONTROLS, DEFAULT, ENTRIES, controls, default_detector
-from offkey.bench._organisms import Organisms
-from offkey.bench._search import Candidate, candidates, search
-from offkey.bench._split import DEVELOPMENT_FAMILIES, development, held_out
-from offkey.bench._summary import summary, table1
-from offkey.bench._task import compare
+from offkey.bench.averages import Correlation, correlation, over_seeds, over_tasks
+from offkey.bench.comparison import Comparison, DemoRow, compare, demo, demo_rows
+from offkey.bench.controls import CONTROLLED, ControlRow, control_rows
+from offkey.bench.lineup import (
+    CONTROLS,
+    DEFAULT,
+    ENTRIES,
+    Entry,
+    control_detectors,
+    default_detector,
+)
+from offkey.bench.organisms import (
+    DEVELOPMENT_FAMILIES,
+    Organisms,
+    TaskModels,
+    development,
+    held_out,
+)
+from offkey.bench.promises import FalseAlarmRow, TrustedRow, false_alarms, trusted_curve
+from offkey.bench.protocol import Bench, ResultPair
+from offkey.bench.rows import (
+    LayerRow,
+    QuirkinessRow,
+    SiteRow,
+    SummaryRow,
+    TableRow,
+    TaskRow,
+    read_rows,
+)
+from offkey.bench.runner import RowResult
+from offkey.bench.selection import (
+    Candidate,
+    CandidateMean,
+    HeldOutMean,
+    HeldOutTask,
+    candidates,
+    held_out_rows,
+    search,
+)
+from offkey.bench.supervised import ceiling
+from offkey.bench.table import Credit, bench, credit, summary, table1
 
 __all__ = [
     "CONTROLLED",
@@ -28,17 +54,37 @@ __all__ = [
     "DEFAULT",
     "DEVELOPMENT_FAMILIES",
     "ENTRIES",
-    "Arena",
     "Bench",
     "Candidate",
+    "CandidateMean",
+    "Comparison",
+    "ControlRow",
+    "Correlation",
+    "Credit",
+    "DemoRow",
     "Entry",
+    "FalseAlarmRow",
+    "HeldOutMean",
+    "HeldOutTask",
+    "LayerRow",
     "Organisms",
+    "QuirkinessRow",
+    "ResultPair",
+    "RowResult",
+    "SiteRow",
+    "SummaryRow",
+    "TableRow",
+    "TaskModels",
+    "TaskRow",
+    "TrustedRow",
     "bench",
     "candidates",
     "ceiling",
     "compare",
     "control_rows",
-    "controls",
+    "control_detectors",
+    "correlation",
+    "credit",
     "default_detector",
     "demo",
     "demo_rows",
@@ -46,6 +92,9 @@ __all__ = [
     "false_alarms",
     "held_out",
     "held_out_rows",
+    "over_seeds",
+    "over_tasks",
+    "read_rows",
     "search",
     "summary",
     "table1",

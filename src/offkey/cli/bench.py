@@ -1,7 +1,7 @@
 """offkey demo and bench."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ import typer
 
 from offkey.cli import options as o
 from offkey.cli.application import app
+from offkey.errors import UnknownName, check
 
 if TYPE_CHECKING:
     from offkey.bench import Bench, Organisms
@@ -35,14 +36,15 @@ def demo(
     from offkey.report import print_table, write_report
     from offkey.storage import write_results
 
-    metrics = run(out, seed=seed, quiet=as_json)
+    comparison = run(out, seed=seed, quiet=as_json)
     page = write_report(out / "organism")
     if results:
-        write_results(results, demo_rows(metrics), command="offkey demo", seeds=[seed])
+        rows = [row.flat() for row in demo_rows(comparison)]
+        write_results(results, rows, command="offkey demo", seeds=[seed])
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "report": str(page), **metrics}))
+        typer.echo(json.dumps({"out": str(out), "report": str(page), **comparison.as_json()}))
     else:
-        print_table(metrics)
+        print_table(comparison.metrics)
         typer.echo(f"\nreport: {page}")
 
 
@@ -54,15 +56,15 @@ def bench(
     out: o.OutOption = Path("out/bench"),
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Only this task or organism; give it again for more."),
+        typer.Option("--task", help="Only this task or organism; repeat for more."),
     ] = None,
     row: Annotated[
         list[str] | None,
-        typer.Option("--row", help="Only this row of the table; give it again for more."),
+        typer.Option("--row", help="Only this row of the table; repeat for more."),
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", help="All rows but this one; give it again for more."),
+        typer.Option("--without", help="All rows except this one; repeat for more."),
     ] = None,
     base: o.BaseOption = None,
     organisms: Annotated[
@@ -76,35 +78,33 @@ def bench(
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Run every detector and control on every learned task; write the table and its page.
+    """Compare detectors and controls on every task, and write the table and its page.
 
-    [bold]table1[/bold] is the table; [bold]controls[/bold] puts some of its rows to wrong labels,
-    polluted trusted prompts and decoys; [bold]search[/bold] tries detectors on the development
-    tasks; [bold]held-out[/bold] judges the default one on the others. What was computed is kept
-    in the folder, and all four use it again.
+    [bold]table1[/bold] makes the table; [bold]controls[/bold] runs some of its rows with shuffled
+    labels, contaminated trusted prompts and decoys; [bold]search[/bold] tries detectors on the
+    development tasks; [bold]held-out[/bold] judges the default one on the others. All four keep
+    what was computed in the folder and use it again.
 
     [bold]offkey bench table1 --out bench --task comparison --row default[/bold]
     """
     from offkey.bench import Organisms
-    from offkey.errors import BadValue, UnknownName
     from offkey.tasks import BASE
 
-    say = (lambda _: None) if as_json else typer.echo
-    if what not in _MAKERS:
-        raise UnknownName("table", what, _MAKERS)
-    for name, given, takers in (
+    if what not in _TABLES:
+        raise UnknownName("table", what, _TABLES)
+    for name, value, takers in (
         ("--row", row, ("table1", "controls")),
         ("--without", without, ("table1",)),
     ):
-        if given and what not in takers:
-            raise BadValue(f"{what} takes no {name}", where="offkey bench",
-                           mend=f"Leave it out, or ask for {' or '.join(takers)}")  # fmt: skip
-    found = Organisms(base or BASE, organisms)
-    _MAKERS[what](_Asked(out, task, row, without, found, seed, results, as_json, say))
+        mend = f"Leave it out, or ask for {' or '.join(takers)}"
+        allowed = not value or what in takers
+        check(allowed, f"{what} takes no {name}", where="offkey bench", mend=mend)
+    known = Organisms(base or BASE, organisms)
+    _TABLES[what](_Request(out, task, row, without, known, seed, results, as_json))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """What was given on the command line."""
 
     out: Path
@@ -115,85 +115,107 @@ class _Asked:
     seed: int
     results: Path | None
     as_json: bool
-    say: Callable[[str], None]
+
+    def tell(self, line: str) -> None:
+        """Prints a line about what is being done, unless JSON is asked for."""
+        if not self.as_json:
+            typer.echo(line)
 
     def bench(self, tasks: Sequence[str] | None = None) -> "Bench":
-        """Where it lies and what it is run on."""
+        """The benchmark's folder, tasks and models."""
         from offkey.bench import Bench
 
-        return Bench.of(self.out, tasks or self.tasks, self.seed, self.say, self.organisms)
+        return Bench.of(self.out, tasks or self.tasks, self.seed, self.tell, self.organisms)
 
-    def show(self, rows: Sequence[Mapping[str, Any]], title: str, by: str, names: str) -> None:
-        """Prints some columns, or everything as JSON."""
+    def show(self, rows: Sequence[dict[str, Any]], title: str, by: str, columns: str) -> None:
+        """Prints some of the columns, or all of them as JSON."""
         if self.as_json:
-            typer.echo(json.dumps({"out": str(self.out), "rows": list(rows)}))
+            typer.echo(json.dumps({"out": str(self.out), "rows": rows}))
             return
         from offkey.cli.printing import print_rows
 
-        shown = [{name: row.get(name) for name in names.split()} for row in rows]
+        shown = [{name: row.get(name) for name in columns.split()} for row in rows]
         print_rows(shown, title=title, by=by, hidden=(), most=len(shown))
 
-    def keep(self, name: str, rows: Sequence[Mapping[str, Any]], verb: str) -> None:
-        """Writes the results where documents find them."""
+    def save(self, name: str, rows: Sequence[dict[str, Any]], table: str) -> None:
+        """Writes a results file if a folder for it was given."""
         if self.results:
             from offkey.storage import write_results
 
-            asked = "".join(f" --task {task}" for task in self.tasks or ())
-            write_results(self.results / f"{name}.json", [dict(row) for row in rows],
-                          command=f"offkey bench {verb} --results docs/results{asked}",
-                          seeds=[self.seed])  # fmt: skip
+            tasks = "".join(f" --task {task}" for task in self.tasks or ())
+            command = f"offkey bench {table} --results docs/results{tasks}"
+            path = self.results / f"{name}.json"
+            write_results(path, rows, command=command, seeds=[self.seed])
 
 
-def _table1(asked: _Asked) -> None:
+def _table1(request: _Request) -> None:
     from offkey.bench import bench as run
-    from offkey.report import bench_report
+    from offkey.report import write_report
 
-    rows = run(asked.out, tasks=asked.tasks, rows=asked.rows, without=asked.without,
-               seed=asked.seed, organisms=asked.organisms, results=asked.results,
-               tell=asked.say)  # fmt: skip
-    page = bench_report(asked.out)
-    asked.show(
-        rows,
+    rows = run(
+        request.out,
+        tasks=request.tasks,
+        rows=request.rows,
+        without=request.without,
+        seed=request.seed,
+        organisms=request.organisms,
+        results=request.results,
+        tell=request.tell,
+    )
+    page = write_report(request.out)
+    request.show(
+        [row.flat() for row in rows],
         "AUROC, mean over tasks",
         "average",
         "detector average agrees disagrees tasks clean excess reason",
     )
-    if not asked.as_json:
-        typer.echo(f"\nreport: {page}")
+    request.tell(f"\nreport: {page}")
 
 
-def _controls(asked: _Asked) -> None:
+def _controls(request: _Request) -> None:
     from offkey.bench import control_rows
 
-    rows = control_rows(asked.bench(), asked.rows)
-    asked.keep("controls", rows, "controls")
-    asked.show(rows, "AUROC under controls, mean over tasks", "average",
-               "detector control average difference flagged_negatives tasks reason")  # fmt: skip
+    rows = [row.flat() for row in control_rows(request.bench(), request.rows)]
+    request.save("controls", rows, "controls")
+    request.show(
+        rows,
+        "AUROC under controls, mean over tasks",
+        "average",
+        "detector control average difference flagged_negatives tasks reason",
+    )
 
 
-def _search(asked: _Asked) -> None:
+def _search(request: _Request) -> None:
     from offkey.bench import search
 
-    rows = search(asked.bench(), asked.out / "search.jsonl")
-    asked.keep("default_search", rows, "search")
-    asked.show(rows[:25], f"Detectors on development tasks, best first of {len(rows)}",
-               "objective",
-               "place score span combine auroc excess flagged_normal objective")  # fmt: skip
+    rows = [row.flat() for row in search(request.bench(), request.out / "search.jsonl")]
+    request.save("default_search", rows, "search")
+    request.show(
+        rows[:25],
+        f"Detectors on development tasks, best first of {len(rows)}",
+        "objective",
+        "place score span combine auroc excess flagged_normal objective",
+    )
 
 
-def _held_out(asked: _Asked) -> None:
+def _held_out(request: _Request) -> None:
     from offkey.bench import held_out_rows
 
     quirky, triggered = (
-        asked.organisms.names(triggered=kind, seeds=kind) for kind in (False, True)
+        request.organisms.names(triggered=kind, seeds=kind) for kind in (False, True)
     )
-    rows = held_out_rows(asked.bench(asked.tasks or [*quirky, *triggered]))
-    asked.keep("default_detector", rows, "held-out")
-    asked.show(rows, "The default detector on held-out tasks", "auroc",
-               "task auroc clean excess best_seed_row output_only reason")  # fmt: skip
+    bench = request.bench(request.tasks or [*quirky, *triggered])
+    rows = [row.flat() for row in held_out_rows(bench)]
+    request.save("default_detector", rows, "held-out")
+    request.show(
+        rows,
+        "The default detector on held-out tasks",
+        "auroc",
+        "task auroc clean excess best_seed_row output_only reason",
+    )
 
 
-_MAKERS: dict[str, Callable[[_Asked], None]] = {
+_TABLES: dict[str, Callable[[_Request], None]] = {
     "table1": _table1,
     "controls": _controls,
     "search": _search,

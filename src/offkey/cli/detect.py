@@ -77,7 +77,7 @@ def detect(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "report": str(page), **metrics.as_json()}))
     else:
-        print_table(metrics.as_json())
+        print_table(metrics)
         typer.echo(f"\nreport: {page}")
 
 

@@ -22,8 +22,7 @@ def report(
 
     [bold]offkey report run --redact[/bold]
     """
-    from offkey.report import bench_report, write_report
+    from offkey.report import write_report
 
-    is_bench = (folder / "table.parquet").is_file() and not (folder / "run.json").exists()
-    page = bench_report(folder) if is_bench else write_report(folder, redact=redact)
+    page = write_report(folder, redact=redact)
     typer.echo(json.dumps({"report": str(page)}) if as_json else f"report: {page}")

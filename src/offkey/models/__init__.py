@@ -7,7 +7,7 @@ vocabulary: :func:`last_logits`, :func:`preferred_answer`, :func:`choice_logits`
 
 from offkey.models.edits import Edit, PassContext
 from offkey.models.families import FAMILIES, Family
-from offkey.models.generation import CachedPrefix, Generation, Step, Steps
+from offkey.models.generation import Generation, Step, Steps
 from offkey.models.hooks import Hook
 from offkey.models.loading import load
 from offkey.models.model import Model, TextReadings
@@ -27,7 +27,8 @@ from offkey.models.outputs import (
     preferred_answer,
     wide,
 )
-from offkey.models.passing import Pass, Positions, Reading, ResumedForward
+from offkey.models.passing import Pass, Positions, Reading
+from offkey.models.reruns import CachedPrefix, ResumedForward
 from offkey.models.sites import Site
 
 __all__ = [

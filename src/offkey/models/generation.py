@@ -12,13 +12,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from offkey.data import Batch
-from offkey.errors import UnmappedModel, check
+from offkey.errors import check
 from offkey.models.edits import Edit, PassContext
 from offkey.models.network import Network
 from offkey.models.passing import Pass, Reading, Sites
 from offkey.models.sites import Site
 
-__all__ = ["CachedPrefix", "Generation", "Step", "Steps", "generate"]
+__all__ = ["Generation", "Step", "Steps", "generate"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass
-class _Rows:
+class _RowsUnderWay:
     """Rows that go on together: what they were asked, and what is cached of them.
 
     Attributes:
@@ -106,9 +106,9 @@ class Steps:
         self.max_new_tokens = max_new_tokens
         self.tokens: dict[str, list[int]] = {}
         self.keeps_ended = False
-        self._sampler = _Sampler(temperature, seed)
+        self._sampler = _TokenSampler(temperature, seed)
         self._ends = _end_tokens(network, tokenizer)
-        self._rows: _Rows | None = None
+        self._rows: _RowsUnderWay | None = None
         self._joining: list[Batch] = []
         self._leaving: set[str] = set()
         self.join(self.batch)
@@ -162,7 +162,7 @@ class Steps:
 
         return Step(rows.prompts.ids, tokens, numbers, ended, logits, values)
 
-    def _groups(self) -> list[_Rows]:
+    def _groups(self) -> list[_RowsUnderWay]:
         """The rows that go on, and those that join; each group is run by itself."""
         groups = []
         if self._rows is not None:
@@ -177,14 +177,14 @@ class Steps:
 
         return groups
 
-    def _started(self, batch: Batch) -> _Rows:
+    def _started(self, batch: Batch) -> _RowsUnderWay:
         assert self.network.wiring is not None
         assert batch.mask is not None
         cache = DynamicCache(config=self.network.wiring.config)
 
-        return _Rows(batch, batch, cache, batch.mask.sum(1))
+        return _RowsUnderWay(batch, batch, cache, batch.mask.sum(1))
 
-    def _run(self, rows: _Rows) -> Reading:
+    def _run(self, rows: _RowsUnderWay) -> Reading:
         context = PassContext.of(rows.chunk, rows=rows.prompts, prompt=rows.lengths)
         extra = {"past_key_values": rows.cache, "use_cache": True}
         with Pass(self.network, rows.chunk, self.edits, context=context, extra=extra) as p:
@@ -239,86 +239,10 @@ def generate(steps: Steps) -> Generation:
     return Generation(steps.batch, tuple(map(tuple, rows)), tuple(texts))
 
 
-class CachedPrefix:
-    """Runs the last token of a batch many times, each time with other edits there.
-
-    Nothing that is done at the last token can reach the tokens before it, so their keys and values
-    are computed once. A run then costs one token a prompt.
-
-    Args:
-        network: a language model whose sites are known.
-        batch: prompts of two tokens or more, padded on the left.
-
-    Raises:
-        UnmappedModel: it is none.
-    """
-
-    def __init__(self, network: Network, batch: Batch) -> None:
-        if network.wiring is None or batch.mask is None or batch.positions is None:
-            raise UnmappedModel(
-                "only a mapped language model runs its last token alone",
-                where=f"model {network.name}",
-            )
-        self.network, self.batch = network, batch.to(network.device)
-        tokens, mask, positions = (
-            self.batch.inputs["input_ids"],
-            self.batch.mask,
-            self.batch.positions,
-        )
-        assert mask is not None
-        assert positions is not None
-        self._cache = DynamicCache(config=network.wiring.config)
-        self._last = Batch(
-            {"input_ids": tokens[:, -1:]}, batch.ids, mask=mask, positions=positions[:, -1:]
-        )
-        head = Batch(
-            {"input_ids": tokens[:, :-1]},
-            batch.ids,
-            mask=mask[:, :-1],
-            positions=positions[:, :-1],
-        )
-        with torch.no_grad():
-            network.forward(head, logits_to_keep=1, past_key_values=self._cache, use_cache=True)
-        self._kept = [_stored(layer) for layer in self._cache.layers]
-
-    def run(self, sites: Sites = (), edits: Sequence[Edit] = ()) -> Reading:
-        """Runs the last token, with the edits made there and nowhere else.
-
-        Args:
-            sites: what to read at the last token.
-            edits: changes at the last token; their ``positions`` are ``"all"``, ``"last"`` or −1.
-
-        Returns:
-            Its values, and its logits.
-        """
-        context = PassContext.of(self._last, rows=self.batch)
-        extra = {"past_key_values": self._cache, "use_cache": True}
-        here = [
-            replace(each, positions="last") if each.positions == "all" else each for each in edits
-        ]
-        try:
-            with Pass(self.network, self._last, here, context=context, extra=extra) as p:
-                return p.run(sites, logits=True, allow_nonfinite=True)
-        finally:
-            for layer, kept in zip(self._cache.layers, self._kept, strict=True):
-                vars(layer).update(kept)
-
-    def logits(self, edits: Sequence[Edit] = ()) -> Float[Tensor, "batch vocab"]:
-        """Logits at the last token, with the edits made there and nowhere else."""
-        return _logits(self.run((), edits))
-
-
 # -- cached keys and values ------------------------------------------------------------------
 
-_STORED = ("keys", "values", "cumulative_length")
 
-
-def _stored(layer: Any) -> dict[str, Any]:
-    """What one layer's cache holds; runs replace it and do not write into it."""
-    return {name: getattr(layer, name) for name in _STORED if hasattr(layer, name)}
-
-
-def _some(rows: _Rows, keep: Sequence[bool]) -> _Rows:
+def _some(rows: _RowsUnderWay, keep: Sequence[bool]) -> _RowsUnderWay:
     """Some of the rows, without the padding that none of them needs."""
     kept = torch.tensor(keep, device=rows.lengths.device)
     chunk, prompts = rows.chunk.select(kept), rows.prompts.select(kept)
@@ -331,10 +255,10 @@ def _some(rows: _Rows, keep: Sequence[bool]) -> _Rows:
         width = min(layer.keys.shape[-2], total)
         _store(layer, layer.keys[kept][:, :, -width:], layer.values[kept][:, :, -width:], total)
 
-    return _Rows(prompts, replace(chunk, mask=mask), rows.cache, rows.lengths[kept])
+    return _RowsUnderWay(prompts, replace(chunk, mask=mask), rows.cache, rows.lengths[kept])
 
 
-def _together(groups: Sequence[_Rows]) -> _Rows:
+def _together(groups: Sequence[_RowsUnderWay]) -> _RowsUnderWay:
     """Groups that were run, as one; shorter rows are padded on the left."""
     if len(groups) == 1:
         return groups[0]
@@ -356,7 +280,7 @@ def _together(groups: Sequence[_Rows]) -> _Rows:
         mask=torch.cat([_left_padded(mask, total, 1) for mask in masks]),
     )
 
-    return _Rows(prompts, chunk, caches[0], torch.cat([group.lengths for group in groups]))
+    return _RowsUnderWay(prompts, chunk, caches[0], torch.cat([group.lengths for group in groups]))
 
 
 def _store(layer: Any, keys: Tensor, values: Tensor, total: int) -> None:
@@ -430,7 +354,7 @@ def _check(network: Network, batch: Batch, max_new_tokens: int | None, temperatu
 
 
 @dataclass
-class _Sampler:
+class _TokenSampler:
     """Chooses tokens; each row by random numbers of its own."""
 
     temperature: float

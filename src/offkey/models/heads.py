@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offkey.errors import UnmappedModel
-from offkey.models.hooks import Hook, HookSet, Place, current_run, unhooked
+from offkey.models.hooks import Hook, HookSet, Place, current_call, unhooked
 
 __all__ = ["HeadParts"]
 
@@ -58,15 +58,15 @@ class HeadParts:
         hooks.add(Place(self.attn_out, "out"), lambda whole: self._shown(whole, hook))
 
     def _keep_heads(self, z: Tensor) -> None:
-        if (run := current_run()) is not None:
-            run.notes[self] = _Heads(z)
+        if (call := current_call()) is not None:
+            call.notes[self] = _Heads(z)
 
     def _keep_projected(self, x: Tensor) -> None:
         self._heads().projected = x
 
     def _heads(self) -> _Heads:
-        run = current_run()
-        heads = None if run is None else run.notes.get(self)
+        call = current_call()
+        heads = None if call is None else call.notes.get(self)
         if not isinstance(heads, _Heads):
             raise UnmappedModel("the output projection was not run before it", where="head_out")
         return heads

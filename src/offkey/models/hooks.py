@@ -26,8 +26,8 @@ __all__ = [
     "Hook",
     "HookSet",
     "Place",
-    "Run",
-    "current_run",
+    "HookedCall",
+    "current_call",
     "hook_modules",
     "open_contexts",
     "running",
@@ -119,7 +119,7 @@ class HookSet:
 
 
 @dataclass
-class Run:
+class HookedCall:
     """A call of a module that the current thread has under way.
 
     Attributes:
@@ -141,23 +141,23 @@ class _Thread(threading.local):
     """What one thread has under way.
 
     Attributes:
-        run: the call whose hooks are looked up now; ``None`` while a hook is called, so that what
+        call: the call whose hooks are looked up now; ``None`` while a hook is called, so that what
             the hook runs by itself is apart from the call around it.
         caller: the call whose hook is being called.
         contexts: the contexts that are open.
     """
 
     def __init__(self) -> None:
-        self.run: Run | None = None
-        self.caller: Run | None = None
+        self.call: HookedCall | None = None
+        self.caller: HookedCall | None = None
         self.contexts: list[HookSet] = []
 
 
 _THREAD = _Thread()
 
 
-def current_run() -> Run | None:
-    """The call whose hook is being called in this thread."""
+def current_call() -> HookedCall | None:
+    """The call whose hook is running in this thread."""
     return _THREAD.caller
 
 
@@ -167,17 +167,17 @@ def open_contexts() -> list[HookSet]:
 
 
 @contextmanager
-def running(hooks: HookSet, top: nn.Module, context: Any = None) -> Iterator[Run]:
+def running(hooks: HookSet, top: nn.Module, context: Any = None) -> Iterator[HookedCall]:
     """Lets this thread's calls of ``top`` meet the hooks, after those of its open contexts."""
-    before = _THREAD.run
-    run = _merged([*_THREAD.contexts, hooks], hooks.outputs)
-    run.top, run.context = top, context
-    _THREAD.run = run
+    before = _THREAD.call
+    call = _merged([*_THREAD.contexts, hooks], hooks.outputs)
+    call.top, call.context = top, context
+    _THREAD.call = call
     try:
         with hooks.installed():
-            yield run
+            yield call
     finally:
-        _THREAD.run = before
+        _THREAD.call = before
 
 
 @contextmanager
@@ -194,19 +194,19 @@ def hook_modules(hooks: HookSet) -> Iterator[None]:
 @contextmanager
 def unhooked() -> Iterator[None]:
     """Lets this thread call modules without any hook of ours, while it is open."""
-    before, _THREAD.run = _THREAD.run, None
+    before, _THREAD.call = _THREAD.call, None
     try:
         yield
     finally:
-        _THREAD.run = before
+        _THREAD.call = before
 
 
 def _set_contexts(contexts: list[HookSet]) -> None:
     _THREAD.contexts = contexts
-    _THREAD.run = _merged(contexts, {}) if contexts else None
+    _THREAD.call = _merged(contexts, {}) if contexts else None
 
 
-def _merged(layers: list[HookSet], outputs: dict[nn.Module, Any]) -> Run:
+def _merged(layers: list[HookSet], outputs: dict[nn.Module, Any]) -> HookedCall:
     hooks: dict[Key, list[Hook]] = {}
     for order in (-1, 0, 1):
         for layer in layers:
@@ -218,12 +218,12 @@ def _merged(layers: list[HookSet], outputs: dict[nn.Module, Any]) -> Run:
     for module in list(outputs)[:-1]:
         hooks.pop((module, "out"), None)
 
-    return Run(hooks, dict(outputs))
+    return HookedCall(hooks, dict(outputs))
 
 
 def _hooks_at(module: nn.Module, side: Side) -> list[Hook] | None:
-    run = _THREAD.run
-    return None if run is None else run.hooks.get((module, side))
+    call = _THREAD.call
+    return None if call is None else call.hooks.get((module, side))
 
 
 def _called(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
@@ -232,15 +232,15 @@ def _called(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
     They are called apart from the call that they belong to.
     """
     thread, new = _THREAD, None
-    before = thread.run, thread.caller, thread.contexts
-    thread.run, thread.caller, thread.contexts = None, thread.run, []
+    before = thread.call, thread.caller, thread.contexts
+    thread.call, thread.caller, thread.contexts = None, thread.call, []
     try:
         for hook in hooks:
             made = hook(x)
             if made is not None:
                 x = new = made
     finally:
-        thread.run, thread.caller, thread.contexts = before
+        thread.call, thread.caller, thread.contexts = before
 
     return new
 
@@ -314,9 +314,9 @@ def _replaceable(module: nn.Module) -> Callable[[], None]:
     own, original = module.__dict__.get("forward"), module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        run = _THREAD.run
-        if run is not None and module in run.outputs:
-            return run.outputs[module]
+        call = _THREAD.call
+        if call is not None and module in call.outputs:
+            return call.outputs[module]
         return original(*args, **kwargs)
 
     def restore() -> None:

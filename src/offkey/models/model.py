@@ -14,11 +14,12 @@ from offkey.checkpoints import fingerprint as fingerprint_of
 from offkey.data import Batch, Prompts, pack
 from offkey.errors import BadValue
 from offkey.models.edits import Edit
-from offkey.models.generation import CachedPrefix, Generation, Steps, generate
+from offkey.models.generation import Generation, Steps, generate
 from offkey.models.hooks import HookSet, hook_modules, open_contexts
 from offkey.models.network import Network
 from offkey.models.outputs import Metric
-from offkey.models.passing import Pass, Positions, Reading, ResumedForward, Sites
+from offkey.models.passing import Pass, Positions, Reading, Sites
+from offkey.models.reruns import CachedPrefix, ResumedForward
 from offkey.models.sites import Site
 from offkey.models.weights import perturbed
 

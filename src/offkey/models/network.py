@@ -20,7 +20,7 @@ from offkey.models.hooks import (
     Hook,
     HookSet,
     Place,
-    current_run,
+    current_call,
     hook_modules,
     running,
     unhooked,
@@ -310,8 +310,8 @@ class Network:
         return self.module(**{**known, **batch.inputs})
 
     def _edited(self, edit: Edit, site: Site, graph: bool, x: Tensor) -> Tensor:
-        run = current_run()
-        context = run.context if run is not None and run.top is self.top else None
+        call = current_call()
+        context = call.context if call is not None and call.top is self.top else None
         if graph and edit.carries_gradient:
             torch.set_grad_enabled(True)
         if torch.is_grad_enabled() and (x.requires_grad or edit.carries_gradient):
@@ -350,9 +350,9 @@ class _FirstBlock(Exception):
 
 
 def _note(site: Site, x: Tensor) -> None:
-    run = current_run()
-    if run is not None and run.context is not None:
-        run.context.values[site] = x
+    call = current_call()
+    if call is not None and call.context is not None:
+        call.context.values[site] = x
 
 
 def check_block(block: int, count: int) -> None:

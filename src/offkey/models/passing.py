@@ -18,11 +18,11 @@ from offkey.data import Batch, Role
 from offkey.errors import BadInput, BadValue, NonFinite, check
 from offkey.models.edits import Edit, PassContext, TokenPositions, row_positions
 from offkey.models.hooks import HookSet, open_contexts, tensor_of
-from offkey.models.network import Network, check_block
+from offkey.models.network import Network
 from offkey.models.outputs import Metric
 from offkey.models.sites import Site
 
-__all__ = ["Pass", "Positions", "Reading", "ResumedForward"]
+__all__ = ["Pass", "Positions", "Reading", "Sites"]
 
 Positions = Literal["last", "mean", "all"] | TokenPositions
 """``"last"`` token, ``"mean"`` over real tokens, ``"all"`` tokens, or numbers of tokens: −1 is the
@@ -569,68 +569,3 @@ def _mean(x: Tensor, mask: Bool[Tensor, "batch token"] | None) -> Tensor:
     total = torch.where(real, x, 0).sum(1, dtype=torch.float32 if x.dtype.itemsize < 4 else None)
 
     return (total / real.sum(1)).to(x.dtype)
-
-
-class ResumedForward:
-    """Runs a decoder from one of its blocks on, on several batches again and again.
-
-    Args:
-        network: a decoder whose blocks were found.
-        block: the first block that is run.
-
-    Raises:
-        BadValue: the model has no such block.
-    """
-
-    def __init__(self, network: Network, block: int) -> None:
-        check_block(block, network.n_blocks or 0)
-        self.network, self.block = network, block
-        self._residuals: dict[int, Tensor] = {}
-
-    def first(self, number: int, batch: Batch, **extra: Any) -> Any:
-        """The whole pass of a batch, which keeps what the earlier blocks gave.
-
-        Args:
-            number: what the batch is called in later passes.
-            batch: what the model is given.
-            extra: arguments of :meth:`Network.forward`.
-        """
-
-        def keep(x: Tensor) -> None:
-            self._residuals[number] = x
-
-        hooks = HookSet()
-        self.network.keep_residual(hooks, self.block, keep)
-
-        return self.network.call(batch, hooks, **extra)
-
-    def again(
-        self, number: int, batch: Batch, keep: Bool[Tensor, " n"] | None = None, **extra: Any
-    ) -> Any:
-        """The pass of a batch without its earlier blocks; gradients and their absence as set.
-
-        Args:
-            number: as in :meth:`first`.
-            batch: the batch, or those of its rows that are kept.
-            keep: which rows of the first pass those are; ``None`` for all.
-            extra: arguments of :meth:`Network.forward`.
-        """
-        residual = self._residuals[number]
-        if keep is not None:
-            residual = residual[keep.to(residual.device)]
-        hooks = HookSet()
-        hooks.outputs = self.network.resumed_at(self.block, residual)
-
-        return self.network.call(batch, hooks, **extra)
-
-    def later_parameters(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of some parameters whose moving changes nothing before the block."""
-        wiring = self.network.wiring
-        assert wiring is not None
-        parts = [part.module for part in wiring.blocks[self.block :]]
-        parts += [part for part in (wiring.final_norm, wiring.unembedding) if part is not None]
-        late = {id(weight) for part in parts for weight in part.parameters()}
-        late -= {id(weight) for weight in wiring.embedding.parameters()}
-        known = dict(self.network.module.named_parameters())
-
-        return tuple(name for name in names if id(known[name]) in late)

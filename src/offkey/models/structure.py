@@ -23,7 +23,7 @@ __all__ = ["detect_family"]
 
 
 @dataclass(frozen=True)
-class _Call:
+class _WatchedCall:
     """One module's turn in the pass; it holds the tensors, so that they can be told apart.
 
     The value is copied, because some blocks add into a sublayer's output in place.
@@ -36,23 +36,23 @@ class _Call:
     value: Tensor
 
 
-class _Block:
+class _WatchedBlock:
     """The first block's turn, seen from inside."""
 
-    def __init__(self, calls: list[_Call], where: str) -> None:
+    def __init__(self, calls: list[_WatchedCall], where: str) -> None:
         self.whole = next(call for call in calls if not call.path)
         self.calls = [call for call in calls if call.path]
         self.children = [call for call in self.calls if "." not in call.path]
         self.where = where
 
-    def attention(self) -> _Call:
+    def attention(self) -> _WatchedCall:
         for call in self.children:
             names = f"{call.path} {type(call.module).__name__}"
             if re.search(r"att(n|ention)", names, re.IGNORECASE) and not _is_norm(call.module):
                 return call
         raise self.missing("no attention module among the block's children")
 
-    def mlp(self, attention: _Call) -> _Call:
+    def mlp(self, attention: _WatchedCall) -> _WatchedCall:
         for call in self.children:
             if call is attention or _is_linear(call.module) or _is_norm(call.module):
                 continue
@@ -60,11 +60,11 @@ class _Block:
                 return call
         raise self.missing("no MLP module among the block's children")
 
-    def before(self, call: _Call) -> _Call | None:
+    def before(self, call: _WatchedCall) -> _WatchedCall | None:
         """The child that made what ``call`` was given."""
         return next((each for each in self.children if each.made is call.given), None)
 
-    def added(self, call: _Call) -> _Call:
+    def added(self, call: _WatchedCall) -> _WatchedCall:
         """The last of ``call`` and the norms and dropouts after it: what joins the residual.
 
         A dropout that serves both sublayers is no place for either.
@@ -76,7 +76,7 @@ class _Block:
                 return self.added(each)
         return call
 
-    def projections(self, part: _Call) -> list[_Call]:
+    def projections(self, part: _WatchedCall) -> list[_WatchedCall]:
         """The linear layers inside a child, in order."""
         return [
             call
@@ -103,7 +103,7 @@ def detect_family(top: nn.Module) -> Family:
     where = f"{type(top).__name__} {list_path}.0"
 
     inside, outside = _watched(top, decoder, blocks)
-    block = _Block(inside, where)
+    block = _WatchedBlock(inside, where)
     attention = block.attention()
     mlp = block.mlp(attention)
     attn_added, mlp_added = block.added(attention), block.added(mlp)
@@ -169,18 +169,18 @@ def _has_parts(blocks: nn.ModuleList) -> bool:
 
 def _watched(
     top: nn.Module, decoder: nn.Module, blocks: nn.ModuleList
-) -> tuple[list[_Call], list[_Call]]:
+) -> tuple[list[_WatchedCall], list[_WatchedCall]]:
     """The calls inside the first block; and the last block's, with those of the decoder after."""
-    inside: list[_Call] = []
-    outside: list[_Call] = []
+    inside: list[_WatchedCall] = []
+    outside: list[_WatchedCall] = []
     last = blocks[len(blocks) - 1]
 
-    def watch(path: str, part: nn.Module, calls: list[_Call], stack: ExitStack) -> None:
+    def watch(path: str, part: nn.Module, calls: list[_WatchedCall], stack: ExitStack) -> None:
         def seen(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
             if given:
                 made = tensor_of(output)
-                calls.append(_Call(path, part, given[0], made, made.clone()))
+                calls.append(_WatchedCall(path, part, given[0], made, made.clone()))
 
         stack.callback(part.register_forward_hook(seen, with_kwargs=True).remove)
 
@@ -203,7 +203,9 @@ def _watched(
     return inside, outside[start:]
 
 
-def _check_sums(block: _Block, attention: _Call, mlp: _Call, middle: Tensor | None) -> None:
+def _check_sums(
+    block: _WatchedBlock, attention: _WatchedCall, mlp: _WatchedCall, middle: Tensor | None
+) -> None:
     """Checks that the residual is the sum of what the sublayers add."""
     start, end = block.whole.given, block.whole.made
     if middle is None:
@@ -215,7 +217,7 @@ def _check_sums(block: _Block, attention: _Call, mlp: _Call, middle: Tensor | No
     _check_sum(middle + mlp.value, end, f"that plus {mlp.path}", block)
 
 
-def _check_sum(total: Tensor, residual: Tensor, what: str, block: _Block) -> None:
+def _check_sum(total: Tensor, residual: Tensor, what: str, block: _WatchedBlock) -> None:
     slack = 32 * torch.finfo(residual.dtype).eps * float(residual.abs().max())
     if total.shape != residual.shape or not torch.allclose(total, residual, rtol=0, atol=slack):
         raise UnmappedModel(
@@ -239,11 +241,11 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _last(calls: list[_Call]) -> _Call | None:
+def _last(calls: list[_WatchedCall]) -> _WatchedCall | None:
     return calls[-1] if calls else None
 
 
-def _qkv_rank(call: _Call) -> int:
+def _qkv_rank(call: _WatchedCall) -> int:
     name = call.path.rpartition(".")[2].lower()
     return next((place for place, letter in enumerate("qkv") if name.startswith(letter)), 3)
 

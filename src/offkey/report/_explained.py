@@ -1,19 +1,22 @@
-"""What was found out about single prompts, as the page shows it."""
+"""Explanations of single prompts, as the page shows them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from offkey.errors import Mismatch
+from offkey.explain import (
+    Explanation,
+    FlaggedWord,
+    LatentShare,
+    ReadOut,
+    SiteShare,
+    Token,
+    read_explanations,
+)
+from offkey.report._format import plain_text, significant, site_order
 
-from ._files import parse, read_json
-from ._format import plain_text, significant
-from ._run import Run
-from ._schema import Explained, Explanations, LatentShare, ReadOut, SiteShare, TellingWord, Token
-from ._sites import site_order
+__all__ = ["ExplanationCard", "explanation_cards", "word_rows"]
 
-__all__ = ["ExplainedCard", "explained", "telling"]
-
-_FILE = "explanations.json"
-_FORMAT = 1
 _LONGEST = 2_000
 _MOST_BARS = 6
 _MOST_WORDS = 12
@@ -25,7 +28,7 @@ Tokens = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Share:
+class ShareBar:
     """One site's bar: what it adds to the score."""
 
     site: str
@@ -37,7 +40,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Line:
+class CardLine:
     """A name, its figure and what it is compared with."""
 
     name: str
@@ -46,7 +49,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Lens:
+class LensLine:
     """Tokens read at a layer, and beside them those of trusted prompts."""
 
     site: str
@@ -55,7 +58,7 @@ class Lens:
 
 
 @dataclass(frozen=True)
-class Near:
+class NearPrompt:
     """A trusted prompt near by."""
 
     id: str
@@ -64,7 +67,7 @@ class Near:
 
 
 @dataclass(frozen=True)
-class ExplainedCard:
+class ExplanationCard:
     """One prompt's explanation, in words and figures."""
 
     id: str
@@ -74,46 +77,40 @@ class ExplainedCard:
     p_value: float | None
     flagged: bool | None
     combine: str
-    shares: tuple[Share, ...]
+    shares: tuple[ShareBar, ...]
     rest: str
-    swaps: tuple[Line, ...]
-    heads: tuple[Line, ...]
-    latents: tuple[Line, ...]
+    swaps: tuple[CardLine, ...]
+    heads: tuple[CardLine, ...]
+    latents: tuple[CardLine, ...]
     dictionary: str
-    lens: tuple[Lens, ...]
-    nearest: tuple[Near, ...]
+    lens: tuple[LensLine, ...]
+    nearest: tuple[NearPrompt, ...]
     notes: tuple[tuple[str, str], ...]
 
 
-def explained(run: Run, *, redact: bool = False) -> list[ExplainedCard]:
-    """The explanations in the folder, those of the highest scores first."""
-    told = _read(run).prompts if (run.folder / _FILE).exists() else []
+def explanation_cards(folder: Path, *, redact: bool = False) -> list[ExplanationCard]:
+    """The explanations in a run folder, those of the highest scores first."""
+    explanations = read_explanations(folder)
+    prompts = explanations.prompts if explanations else ()
 
-    return [_card(row, redact) for row in sorted(told, key=lambda row: (-row.score, row.id))]
+    return [_card(row, redact) for row in sorted(prompts, key=lambda row: (-row.score, row.id))]
 
 
-def telling(run: Run) -> list[TellingWord]:
+def word_rows(folder: Path) -> Sequence[FlaggedWord]:
     """Words that go with high scores, the least probable first."""
-    return _read(run).words[:_MOST_WORDS] if (run.folder / _FILE).exists() else []
+    explanations = read_explanations(folder)
+
+    return explanations.words[:_MOST_WORDS] if explanations else ()
 
 
-def _read(run: Run) -> Explanations:
-    path = run.folder / _FILE
-    found = parse(Explanations, read_json(path), where=str(path))
-    if found.format > _FORMAT:
-        raise Mismatch(f"format {found.format} is later than this version's {_FORMAT}",
-                       where=str(path), mend="Use the offkey version that wrote it")  # fmt: skip
-
-    return found
-
-
-def _card(row: Explained, redact: bool) -> ExplainedCard:
+def _card(row: Explanation, redact: bool) -> ExplanationCard:
     notes = dict(row.notes)
     if redact:
         notes["swaps"] = "texts are redacted"
     shares, rest = _shares(row.sites)
+    lowering = [] if redact else [swap for swap in row.swaps if swap.share > 0]
 
-    return ExplainedCard(
+    return ExplanationCard(
         id=row.id,
         detector=row.detector,
         text=_shown(row.text, redact),
@@ -123,22 +120,22 @@ def _card(row: Explained, redact: bool) -> ExplainedCard:
         combine=row.combine,
         shares=shares,
         rest=rest,
-        swaps=() if redact else tuple(
-            Line(_swap(s.words, s.instead), significant(s.score), f"{significant(-s.share)}")
-            for s in row.swaps if s.share > 0
+        swaps=tuple(
+            CardLine(_swap(s.words, s.instead), significant(s.score), significant(-s.share))
+            for s in lowering
         ),
         heads=tuple(
-            Line(f"{h.site} head {h.head}", significant(h.effect), significant(h.usual))
+            CardLine(f"{h.site} head {h.head}", significant(h.effect), significant(h.usual))
             for h in row.heads
         ),
-        latents=tuple(_latent(one) for one in row.latents),
+        latents=tuple(_latent(latent) for latent in row.latents),
         dictionary=row.latents[0].site if row.latents else "",
-        lens=tuple(_lens(one) for one in sorted(row.read_outs, key=lambda r: site_order(r.site))),
+        lens=tuple(_lens(r) for r in sorted(row.read_outs, key=lambda r: site_order(r.site))),
         nearest=tuple(
-            Near(n.id, _shown(n.text, redact), significant(n.distance)) for n in row.nearest
+            NearPrompt(n.id, _shown(n.text, redact), significant(n.distance)) for n in row.nearest
         ),
         notes=tuple((_PARTS.get(part, part), why) for part, why in notes.items()),
-    )  # fmt: skip
+    )
 
 
 _PARTS = {
@@ -150,7 +147,7 @@ _PARTS = {
 }
 
 
-def _shares(sites: list[SiteShare]) -> tuple[tuple[Share, ...], str]:
+def _shares(sites: Sequence[SiteShare]) -> tuple[tuple[ShareBar, ...], str]:
     """Bars of the largest shares, in the model's order, and a sentence about the others."""
     largest = sorted(sites, key=lambda s: -abs(s.share))
     kept = sorted(largest[:_MOST_BARS], key=lambda s: site_order(s.site))
@@ -158,7 +155,7 @@ def _shares(sites: list[SiteShare]) -> tuple[tuple[Share, ...], str]:
     bottom = min(0.0, *(s.share for s in kept))
     unit = _WIDTH / ((top - bottom) or 1.0)
     bars = tuple(
-        Share(
+        ShareBar(
             site=s.site,
             share=significant(s.share),
             standardised=significant(s.standardised),
@@ -175,19 +172,20 @@ def _shares(sites: list[SiteShare]) -> tuple[tuple[Share, ...], str]:
     return bars, f"{which} {total}" if others else ""
 
 
-def _latent(row: LatentShare) -> Line:
+def _latent(row: LatentShare) -> CardLine:
     tokens = ", ".join(_quoted(token) for token in row.promotes)
     often = "never" if row.trusted == 0 else f"on {100 * row.trusted:.2g} %"
 
-    return Line(str(row.latent), significant(row.activation),
-                often + (f" · raises {tokens}" if tokens else ""))  # fmt: skip
+    about = often + (f" · raises {tokens}" if tokens else "")
+
+    return CardLine(str(row.latent), significant(row.activation), about)
 
 
-def _lens(row: ReadOut) -> Lens:
-    return Lens(row.site, _tokens(row.tokens), tuple(_tokens(one) for one in row.beside))
+def _lens(row: ReadOut) -> LensLine:
+    return LensLine(row.site, _tokens(row.tokens), tuple(_tokens(one) for one in row.beside))
 
 
-def _tokens(tokens: list[Token]) -> Tokens:
+def _tokens(tokens: Sequence[Token]) -> Tokens:
     return tuple(
         (_quoted(t.token), f"{100 * t.probability:.0f} %")
         for n, t in enumerate(tokens[:_MOST_TOKENS])
@@ -200,7 +198,7 @@ def _quoted(token: str) -> str:
     return plain_text(token.replace(" ", "␣").replace("\n", "⏎").replace("\xa0", "‹U+00A0›"))
 
 
-def _swap(words: str, instead: list[str]) -> str:
+def _swap(words: str, instead: Sequence[str]) -> str:
     others = " / ".join(f"“{plain_text(w, 60)}”" if w else "nothing" for w in instead)
 
     return f"“{plain_text(words, 60)}” → {others}" if words else f"nothing → {others}"
