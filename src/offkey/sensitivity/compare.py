@@ -218,7 +218,7 @@ def _resampled(members: Sequence[Sequence[int]], rng: np.random.Generator) -> li
     chosen = [members[i] for i in rng.integers(len(members), size=len(members))]
 
     return [
-        group[rng.integers(len(group))] if len(group) > 1 else group[0]
+        group[int(rng.integers(len(group)))] if len(group) > 1 else group[0]
         for group in chosen
         for _ in group
     ]
