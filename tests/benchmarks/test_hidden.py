@@ -3,25 +3,51 @@
 import pytest
 
 from benchmarks import hidden
+from offkey.bench import SiteRow, TaskRow
 
 
 def row(task, value, detector="lof"):
-    return {"task": task, "detector": detector, "auroc": value, "low": value and value - 0.1,
-            "high": value and value + 0.1, "kind": "internal", "mode": "online",
-            "published": False, "forwards": 1, "backwards": 0, "seconds": 1.0, "memory_mib": 0.1,
-            "agrees": None, "disagrees": None, "clean": 0.5, "excess": 0.2,
-            "tpr_at_1pct_fpr": None, "flagged_normal": 0.1, "flagged_anomalous": 0.2,
-            "reason": ""}  # fmt: skip
+    return TaskRow(
+        task=task,
+        detector=detector,
+        kind="internal",
+        published=False,
+        mode="online",
+        forwards=1,
+        backwards=0,
+        seconds=1.0,
+        memory_mib=0.1,
+        auroc=value,
+        agrees=None,
+        disagrees=None,
+        low=value and value - 0.1,
+        high=value and value + 0.1,
+        clean=0.5,
+        excess=0.2,
+        excess_low=None,
+        excess_high=None,
+        average_precision=None,
+        tpr_at_1pct_fpr=None,
+        flagged_normal=0.1,
+        flagged_anomalous=0.2,
+        test_prompts=10,
+        reason="",
+    )
 
 
 def test_seeds_are_averaged_and_one_organism_keeps_its_own_interval():
-    told = hidden.table(
-        [row("year", 0.9), row("obfuscated", 0.5), row("obfuscated-1", 0.6),
-         row("obfuscated-2", 0.7), row("obfuscated-attribution", None),
-         row("obfuscated", 0.8, "knn")]
-    )  # fmt: skip
-    assert [r["detector"] for r in told] == ["knn", "lof"]
-    _, lof = told
+    table = hidden.table(
+        [
+            row("year", 0.9),
+            row("obfuscated", 0.5),
+            row("obfuscated-1", 0.6),
+            row("obfuscated-2", 0.7),
+            row("obfuscated-attribution", None),
+            row("obfuscated", 0.8, "knn"),
+        ]
+    )
+    assert [r["detector"] for r in table] == ["knn", "lof"]
+    _, lof = table
     assert (lof["year"], lof["year_low"], lof["year_high"]) == pytest.approx((0.9, 0.8, 1.0))
     assert lof["obfuscated"] == pytest.approx(0.6)
     half = 4.302653 * 0.1 / 3**0.5
@@ -32,11 +58,13 @@ def test_seeds_are_averaged_and_one_organism_keeps_its_own_interval():
 
 
 def test_layers_are_those_of_one_detector():
-    sites = [{"task": task, "detector": detector, "site": f"resid_post.{block}", "auroc": value}
-             for task, detector, block, value in (
-                 ("year", "activations LOF", 3, 1.0), ("obfuscated", "activations LOF", 3, 0.5),
-                 ("obfuscated-1", "activations LOF", 3, 0.7), ("year", "other", 3, 0.2),
-                 ("year", "activations LOF", 4, None))]  # fmt: skip
+    sites = [
+        SiteRow("year", "activations LOF", "resid_post.3", 1.0),
+        SiteRow("obfuscated", "activations LOF", "resid_post.3", 0.5),
+        SiteRow("obfuscated-1", "activations LOF", "resid_post.3", 0.7),
+        SiteRow("year", "other", "resid_post.3", 0.2),
+        SiteRow("year", "activations LOF", "resid_post.4", None),
+    ]
     assert hidden.layers(sites) == [
         {"organism": "year", "layer": 3, "auroc": 1.0, "organisms": 1},
         {"organism": "obfuscated", "layer": 3, "auroc": pytest.approx(0.6), "organisms": 2},

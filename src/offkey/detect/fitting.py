@@ -126,7 +126,8 @@ def fit_rows(
     pooled: Sequence[Rows | None] = pool or [None] * len(rows)
     for shared in {id(record): record for record in rows}.values():
         group = [n for n, record in enumerate(rows) if record is shared]
-        fitting = _Fitting(model, shared, pooled[group[0]], split, tolerant)
+        pool_rows = pooled[group[0]]
+        fitting = _Fitting(model.fingerprint, model.dtype, shared, pool_rows, split, tolerant)
         fitting.fit([(detectors[n], names[n]) for n in group])
 
 
@@ -138,7 +139,8 @@ Named = tuple[RowScorer, Mapping[str, str]]
 class _Fitting:
     """Fits detectors whose rows were recorded in one pass."""
 
-    model: Model
+    fingerprint: str
+    dtype: torch.dtype
     rows: Rows
     pool: Rows | None
     split: TrustedSplit
@@ -175,7 +177,7 @@ class _Fitting:
         left_out = {
             site: "does not vary among the trusted prompts"
             for site, name in names.items()
-            if not _varies(statistics[name, VARIATION], self.model.dtype)
+            if not _varies(statistics[name, VARIATION], self.dtype)
         }
         kept = [site for site in names if site not in left_out]
         if not kept:
@@ -197,7 +199,7 @@ class _Fitting:
                 scores[site] = deepcopy(template).finish(trusted[site], of_pool, random)
 
         return Fitted(
-            model=self.model.fingerprint,
+            model=self.fingerprint,
             sites=tuple(kept),
             scores=scores,
             scale=Scale(np.zeros(len(scores)), np.ones(len(scores))),
@@ -217,7 +219,7 @@ class _Fitting:
         if not self.tolerant:
             raise error
 
-        return Fitted.nothing(self.model.fingerprint, self.split.counts, str(error))
+        return Fitted.nothing(self.fingerprint, self.split.counts, str(error))
 
     def _standardise(self, detectors: Sequence[RowScorer]) -> None:
         """Sets each detector's scale and calibration from the trusted prompts kept for them."""
