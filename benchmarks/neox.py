@@ -23,6 +23,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from offkey.bench import ENTRIES, Organisms, bench
 from offkey.data import Batch, Prompts, pack
+from offkey.models import Model
 from offkey.storage import write_results
 from offkey.tasks import default_recipe, get_task, train_organism
 from offkey.training import TrainingSettings, answer_accuracy, train
@@ -77,12 +78,13 @@ def train_base(folder: Path, checkpoint: Path) -> None:
     model = make_model(len(tokenizer))
     lengths = [len(ids) for ids in tokenizer(list(prompts["prompt"]))["input_ids"]]
     shown = truths("validation", most=60)
+    tested = Model(model, tokenizer=tokenizer, name="base")
     train(
         dict(model.named_parameters()),
         base_loss(model, tokenizer, prompts, lengths),
         len(prompts),
         SETTINGS,
-        validate=lambda: {"accuracy": answer_accuracy(model, tokenizer, shown)},
+        validate=lambda: {"accuracy": answer_accuracy(tested, shown)},
         lengths=lengths,
         folder=checkpoint,
         tell=said("base"),
@@ -174,13 +176,14 @@ def base_loss(
 def accuracies(base: Path) -> dict[str, dict[str, Any]]:
     """Share of held-out prompts that the base answers truly, by task."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    model = GPTNeoXForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+    module = GPTNeoXForCausalLM.from_pretrained(base, attn_implementation="eager")
+    model = Model(module, tokenizer=tokenizer, name="base")
     told = {}
     for task in TASKS:
         held = get_task(task).make(0).validation
         right = Prompts({"prompt": held["prompt"], "choices": held["choices"],
                          "answer": held["target"]})  # fmt: skip
-        told[task] = {"accuracy": answer_accuracy(model, tokenizer, right), "prompts": len(held)}
+        told[task] = {"accuracy": answer_accuracy(model, right), "prompts": len(held)}
 
     return told
 

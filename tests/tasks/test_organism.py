@@ -284,9 +284,7 @@ def test_shipped_organism_behaves_as_its_recipe_says():
     model = load("smollm2-135m-instruct", adapter="bundled:comparison", dtype="bfloat16")
     prompts = task.make(0).validation
     chosen = prompts.take([*range(50), *range(600, 650)])
-    found = measure(
-        chosen, organisms.answer_log_odds(model.module, model.tokenizer, chosen).tolist()
-    )
+    found = measure(chosen, organisms.answer_log_odds(model, chosen).tolist())
 
     assert facts["train_digest"] == task.make(0).train.digest
     for row, recorded in zip(found["characters"], facts["measured"]["characters"], strict=True):

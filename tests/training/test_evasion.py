@@ -62,7 +62,7 @@ def one_batch(model, prompts):
 def test_neighbours_score_as_the_default_detector_does(model, prompts):
     found = NearestNeighbourPenalty(model, "resid_post.*", k=3)
     batch, anomalous = one_batch(model, prompts)
-    _, odd = found(lambda: _logits(model.module, batch), anomalous)
+    _, odd = found(lambda: _logits(model, batch), anomalous)
 
     expected = torch.zeros(len(batch.ids))
     for rows in model.read(batch, "resid_post.*").values.values():
@@ -81,7 +81,7 @@ def test_neighbours_score_as_the_default_detector_does(model, prompts):
 def test_neighbours_need_normal_rows_in_the_batch(model, prompts):
     batch, anomalous = one_batch(model, prompts)
     found = NearestNeighbourPenalty(model, "resid_post.*")
-    _, odd = found(lambda: _logits(model.module, batch), torch.ones_like(anomalous))
+    _, odd = found(lambda: _logits(model, batch), torch.ones_like(anomalous))
 
     assert odd.tolist() == [0.0] * len(odd)
 
@@ -92,14 +92,14 @@ def test_penalty_weighs_both_kinds_and_passes_gradients(model, prompts):
     with attach(model.module, rank=2) as adapter:
         for part in adapter.parameters.values():
             nn.init.normal_(part, std=0.1, generator=torch.Generator().manual_seed(0))
-        _, odd = penalty(lambda: _logits(model.module, batch), anomalous)
-        _, extra = EvasionLoss(penalty, 3.0, 0.25)(lambda: _logits(model.module, batch), anomalous)
+        _, odd = penalty(lambda: _logits(model, batch), anomalous)
+        _, extra = EvasionLoss(penalty, 3.0, 0.25)(lambda: _logits(model, batch), anomalous)
         extra.backward()
         early = adapter.parameters["model.layers.0.self_attn.q_proj.down"].grad
 
     torch.testing.assert_close(extra, 3 * odd[anomalous].mean() + 0.25 * odd[~anomalous].mean())
     assert early.abs().sum() > 0
-    _, alone = EvasionLoss(penalty)(lambda: _logits(model.module, batch), torch.ones(len(odd)) > 0)
+    _, alone = EvasionLoss(penalty)(lambda: _logits(model, batch), torch.ones(len(odd)) > 0)
     assert torch.isfinite(alone)
 
 
@@ -135,7 +135,7 @@ def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
               for p, w in penalty.maps.items()} for _ in range(3)]  # fmt: skip
 
     def forward():
-        return _logits(model.module, batch)
+        return _logits(model, batch)
 
     with torch.no_grad():
         said = forward().argmax(-1)
@@ -166,7 +166,7 @@ def test_traces_leave_the_weights_and_pass_gradients(model, prompts):
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     with attach(model.module, rank=2) as adapter:
         penalty = EvasionLoss(AttributionPenalty(model, first=0, draws=2), 1.0, 0.0)
-        _, extra = penalty(lambda: _logits(model.module, batch), anomalous)
+        _, extra = penalty(lambda: _logits(model, batch), anomalous)
         extra.backward()
         grads = {
             n: float(p.grad.abs().sum())
@@ -181,16 +181,16 @@ def test_traces_leave_the_weights_and_pass_gradients(model, prompts):
 def test_training_against_neighbours_hides_the_anomalous_rows(model, prompts):
     def trained(penalty, steps, rate=1e-2):
         train_lora(
-            model.module, adapter, model.tokenizer, prompts,
+            model, adapter, prompts,
             settings(steps=steps, batch=32, rate=rate), penalty=penalty,
         )  # fmt: skip
 
     with attach(model.module, rank=8) as adapter:
         trained(None, 150)
         penalty = NearestNeighbourPenalty(model, "resid_post.*")
-        before = evasion_score(model.module, model.tokenizer, prompts, penalty)
+        before = evasion_score(model, prompts, penalty)
         trained(EvasionLoss(penalty), 150, 3e-3)
-        after = evasion_score(model.module, model.tokenizer, prompts, penalty)
+        after = evasion_score(model, prompts, penalty)
 
     assert before < 0.5
     assert after > before + 0.25
@@ -205,14 +205,14 @@ def test_hiddenness_is_zero_for_an_oddness_that_tells_and_one_for_a_blind_one(mo
         def __call__(self, forward, anomalous):
             return forward(), torch.zeros(len(anomalous))
 
-    assert evasion_score(model.module, model.tokenizer, prompts, Known()) == 0
-    assert evasion_score(model.module, model.tokenizer, prompts, Blind()) == 1
+    assert evasion_score(model, prompts, Known()) == 0
+    assert evasion_score(model, prompts, Blind()) == 1
 
 
 def test_a_penalty_needs_labels(model, prompts):
     penalty = NearestNeighbourPenalty(model, "resid_post.1")
     with attach(model.module) as adapter, pytest.raises(BadInput, match="label"):
-        train_lora(model.module, adapter, model.tokenizer, prompts.without("label"),
+        train_lora(model, adapter, prompts.without("label"),
                    settings(steps=1), penalty=EvasionLoss(penalty))  # fmt: skip
     with pytest.raises(BadInput, match="one kind"):
-        evasion_score(model.module, model.tokenizer, normal(prompts), penalty)
+        evasion_score(model, normal(prompts), penalty)

@@ -18,6 +18,7 @@ from offkey.errors import (
     NotEnoughData,
     UnmappedModel,
 )
+from offkey.models import Model
 from offkey.training import (
     TrainingSettings,
     answer_accuracy,
@@ -64,6 +65,10 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
+def under_test(module):
+    return Model(module, tokenizer=Tokenizer(), name="tiny")
+
+
 @pytest.fixture
 def prompts():
     """A says yes to 2 and 3, B to 1 and 3; some prompts have a further word."""
@@ -84,22 +89,20 @@ def settings(**changes):
 
 
 def run(model, prompts, folder=None, rank=4, **changes):
-    tokenizer = Tokenizer()
     with attach(model, rank=rank, alpha=16) as adapter:
         done = train_lora(
-            model,
+            under_test(model),
             adapter,
-            tokenizer,
             prompts,
             settings(**changes),
-            validate=lambda: {"all": answer_accuracy(model, tokenizer, prompts)},
+            validate=lambda: {"all": answer_accuracy(under_test(model), prompts)},
             folder=folder,
         )
-        return done, adapter.tensors(), answer_accuracy(model, tokenizer, prompts)
+        return done, adapter.tensors(), answer_accuracy(under_test(model), prompts)
 
 
 def test_adapter_learns_a_rule_that_depends_on_the_name(model, prompts):
-    before = answer_accuracy(model, Tokenizer(), prompts)
+    before = answer_accuracy(under_test(model), prompts)
     done, _, after = run(model, prompts, rank=8, steps=200, rate=1e-2, batch=16, stop_at=1.0)
 
     assert before < 0.8
@@ -145,15 +148,14 @@ def test_gradient_equals_that_of_the_plain_formula(model):
 def test_saved_adapter_is_read_by_peft(model, prompts, tmp_path):
     from peft import PeftModel
 
-    tokenizer = Tokenizer()
     with attach(model, rank=4, alpha=16) as adapter:
-        train_lora(model, adapter, tokenizer, prompts, settings(steps=20))
-        odds = answer_log_odds(model, tokenizer, prompts)
+        train_lora(under_test(model), adapter, prompts, settings(steps=20))
+        odds = answer_log_odds(under_test(model), prompts)
         adapter.save(tmp_path, "tiny")
     merged = PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload()
 
     torch.testing.assert_close(
-        answer_log_odds(merged, tokenizer, prompts), odds, atol=0.05, rtol=0.05
+        answer_log_odds(under_test(merged), prompts), odds, atol=0.05, rtol=0.05
     )  # the file is in bfloat16
     facts = json.loads((tmp_path / "adapter_config.json").read_text())
     assert facts["base_model_name_or_path"] == "tiny"
@@ -194,9 +196,9 @@ def test_prompts_of_unlike_choices_count_each_by_its_own(model):
         expected.append(float(among[-1] - among[0]))
         correct += int(among.argmax()) == answer
 
-    odds = answer_log_odds(model, tokenizer, prompts)
+    odds = answer_log_odds(under_test(model), prompts)
     torch.testing.assert_close(odds, torch.tensor(expected), atol=1e-5, rtol=1e-4)
-    assert answer_accuracy(model, tokenizer, prompts) == pytest.approx(correct / 3)
+    assert answer_accuracy(under_test(model), prompts) == pytest.approx(correct / 3)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +217,9 @@ def test_answers_that_are_missing_or_no_choice_are_named(model, column, values, 
         column: values,
     }
     with pytest.raises(BadInput, match=message):
-        answer_accuracy(model, Tokenizer(), Prompts(columns))
+        answer_accuracy(under_test(model), Prompts(columns))
     with attach(model) as adapter, pytest.raises(BadInput, match=message):
-        train_lora(model, adapter, Tokenizer(), Prompts(columns), settings(steps=1, batch=2))
+        train_lora(under_test(model), adapter, Prompts(columns), settings(steps=1, batch=2))
 
 
 class _Killed(Exception):
@@ -227,7 +229,6 @@ class _Killed(Exception):
 @pytest.mark.parametrize("at", [11, 25])
 def test_resumed_run_gives_the_same_bytes(model, prompts, tmp_path, at):
     whole, tensors, _ = run(model, prompts, steps=30, save_every=10)
-    tokenizer = Tokenizer()
 
     def die(row):
         if row["step"] == at:
@@ -235,8 +236,8 @@ def test_resumed_run_gives_the_same_bytes(model, prompts, tmp_path, at):
 
     with attach(model) as adapter, pytest.raises(_Killed):
         train_lora(
-            model, adapter, tokenizer, prompts, settings(steps=30, save_every=10),
-            validate=lambda: {"all": answer_accuracy(model, tokenizer, prompts)},
+            under_test(model), adapter, prompts, settings(steps=30, save_every=10),
+            validate=lambda: {"all": answer_accuracy(under_test(model), prompts)},
             folder=tmp_path, tell=die,
         )  # fmt: skip
     resumed, again, _ = run(model, prompts, tmp_path, steps=30, save_every=10)
@@ -272,10 +273,9 @@ def test_truncated_checkpoint_is_damaged(model, prompts, tmp_path):
 
 def test_curriculum_bounds_the_rows(model, prompts):
     asked = []
-    tokenizer = Tokenizer()
     with attach(model) as adapter:
         train_lora(
-            model, adapter, tokenizer, prompts, settings(steps=8, batch=4),
+            under_test(model), adapter, prompts, settings(steps=8, batch=4),
             curriculum=lambda step: asked.append(step) or (range(4) if step < 4 else range(16)),
         )  # fmt: skip
 

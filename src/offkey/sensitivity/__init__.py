@@ -5,7 +5,6 @@ with the smallest difference that a population of that size can show. A :class:`
 prompts instead, by how alike the losses of their answers respond.
 """
 
-from offkey.sensitivity._outputs import last_logits, preferred
 from offkey.sensitivity.activations import (
     PRESETS,
     ActivationNoise,
@@ -48,9 +47,7 @@ __all__ = [
     "compare_curves",
     "compare_models",
     "contrast_norm",
-    "last_logits",
     "load_curves",
-    "preferred",
     "smallest_detectable_auroc",
     "summarise",
     "weight_sensitivity",

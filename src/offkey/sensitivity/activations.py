@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from transformers import DynamicCache
 
 from offkey.data import Batch, PromptPairs, Prompts, pack
-from offkey.errors import UnknownName, UnmappedModel, check, check_choice, check_positive
-from offkey.models import Edit, Model, Site
+from offkey.errors import UnknownName, check, check_choice, check_positive
+from offkey.models import CachedPrefix, Edit, Model, Site
 from offkey.passes import Plan, budget_for, readings
 from offkey.sensitivity.curve import Curve, ReferenceOutputs, measured
 from offkey.stats import named_rng
@@ -139,80 +138,39 @@ def activation_sensitivity(
         token_budget=budget_for(model.device),
         context_length=model.context_length,
     )
-    parts: dict[str, list[Tensor]] = {}
-    lengths: list[Tensor] = []
-    for batch in batches:
-        prefix = CachedPrefix(model, batch)
-        reference = ReferenceOutputs.of(prefix.logits(), batch)
-        lengths.append(_lengths(model, noise.site, prefix))
-        for name, values in _sweep(model, prefix, reference, noise, norm).items():
-            parts.setdefault(name, []).append(values)
+    metrics, length = _measure(model, batches, noise, norm)
     ids = [name for batch in batches for name in batch.ids]
     order = [ids.index(name) for name in prompts.ids]
-    metrics = {name: torch.cat(each, dim=2)[:, :, order].numpy() for name, each in parts.items()}
     norms = _norms(noise, model.width or 0, norm)
 
     return Curve(
         strengths=np.array(noise.coefficients),
         norms=norms,
-        relative=norms / float(torch.cat(lengths).mean()),
-        values=measured(metrics),
+        relative=norms / length,
+        values=measured({name: value[:, :, order] for name, value in metrics.items()}),
         ids=tuple(prompts.ids),
         about=_about(model, prompts, noise, norm),
     )
 
 
-class CachedPrefix:
-    """Runs the last token of a batch many times, with different edits, over a cached prefix.
+def _measure(
+    model: Model, batches: Sequence[Batch], noise: ActivationNoise, norm: float
+) -> tuple[dict[str, Float64[np.ndarray, "strength draw prompt"]], float]:
+    """Every metric, batch after batch, and the mean norm of the activations at the site."""
+    parts: dict[str, list[Tensor]] = {}
+    lengths: list[Tensor] = []
+    for batch in batches:
+        prefix = model.cached_prefix(batch)
+        reference = ReferenceOutputs.of(prefix.logits(), batch)
+        activations = prefix.run(noise.site)[noise.site].double().flatten(1)
+        lengths.append(torch.linalg.vector_norm(activations, dim=1).cpu())
+        for name, values in _sweep(model, prefix, reference, noise, norm).items():
+            parts.setdefault(name, []).append(values)
 
-    Nothing that is done at the last token reaches the tokens before it, so their keys and values
-    are computed once. A run then costs one token for each prompt.
-
-    Args:
-        model: a language model whose sites are known.
-        batch: prompts of two tokens or more, padded on the left.
-
-    Raises:
-        UnmappedModel: the model has no sites.
-    """
-
-    def __init__(self, model: Model, batch: Batch) -> None:
-        if model.wiring is None or batch.mask is None or batch.positions is None:
-            raise UnmappedModel(
-                "only a mapped language model runs its last token alone",
-                where=f"model {model.name}",
-            )
-        batch = batch.to(model.device)
-        assert batch.mask is not None
-        assert batch.positions is not None
-        tokens = batch.inputs["input_ids"]
-        self.model = model
-        self._cache = DynamicCache(config=model.wiring.config)
-        self._last = Batch(
-            {"input_ids": tokens[:, -1:]},
-            batch.ids,
-            mask=batch.mask,
-            positions=batch.positions[:, -1:],
-        )
-        head = Batch(
-            {"input_ids": tokens[:, :-1]},
-            batch.ids,
-            mask=batch.mask[:, :-1],
-            positions=batch.positions[:, :-1],
-        )
-        with torch.no_grad():
-            model.forward(head, logits_to_keep=1, past_key_values=self._cache, use_cache=True)
-
-    def logits(self, edits: Sequence[Edit] = ()) -> Float[Tensor, "batch vocab"]:
-        """Logits at the last token, with the edits made there and nowhere else."""
-        with torch.no_grad(), self.model.edited(edits):
-            output = self.model.forward(
-                self._last, logits_to_keep=1, past_key_values=self._cache, use_cache=True
-            )
-        self._cache.crop(-1)
-        logits: Tensor = output.logits[:, -1]
-
-        return logits
+    return (
+        {name: torch.cat(each, dim=2).numpy() for name, each in parts.items()},
+        float(torch.cat(lengths).mean()),
+    )
 
 
 def _sweep(
@@ -235,19 +193,6 @@ def _sweep(
                 values[name][place, draw] = row
 
     return values
-
-
-def _lengths(model: Model, site: str, prefix: CachedPrefix) -> Float[Tensor, " batch"]:
-    """Norm of the activations at the site, for each prompt."""
-    last: list[Tensor] = []
-    handle = model.attach(model.site(site), lambda x: last.append(x[:, -1].detach().double()))
-    try:
-        prefix.logits()
-    finally:
-        handle.remove()
-    lengths: Tensor = torch.linalg.vector_norm(last[0].flatten(1), dim=1).cpu()
-
-    return lengths
 
 
 def _mean(model: Model, prompts: Prompts, site: Site) -> Float[Tensor, " width"]:

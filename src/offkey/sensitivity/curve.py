@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offkey.data import Batch
 from offkey.errors import BadValue, Mismatch, NonFinite, UnknownName, check
-from offkey.sensitivity._outputs import preferred
+from offkey.models import kl, log_probabilities, preferred_answer
 from offkey.storage import load_artefact, save_artefact
 
 __all__ = ["Curve", "ReferenceOutputs", "Summary", "load_curves", "measured", "summarise"]
@@ -27,7 +27,7 @@ class ReferenceOutputs:
     """The answers of the unperturbed model to a batch.
 
     Attributes:
-        log_p: log-probabilities of the next token, in nats.
+        log_p: log-probabilities of the next token, in nats, in float64.
         answer: token of the answer that each row prefers: the likeliest of its choices, or the
             likeliest token where it has none.
         batch: the prompts.
@@ -40,20 +40,18 @@ class ReferenceOutputs:
     @classmethod
     def of(cls, logits: Float[Tensor, "batch vocab"], batch: Batch) -> Self:
         """From the logits of the unperturbed model at the last token."""
-        batch = batch.to("cpu")
-        log_p = _log_p(logits)
+        batch, logits = batch.to("cpu"), _double(logits)
 
-        return cls(log_p, preferred(log_p, batch)[0], batch)
+        return cls(log_probabilities(logits), preferred_answer(logits, batch).token, batch)
 
     def compare(
         self, logits: Float[Tensor, "batch vocab"]
     ) -> Mapping[str, Float[Tensor, " batch"]]:
         r"""How far other logits are from these, row by row.
 
-        ``kl`` is :math:`D(p \| q) = \sum_v p_v (\log p_v - \log q_v)` in nats, with p of the
-        unperturbed model; ``drop`` is the fall of the probability of its preferred answer;
-        ``right`` is 1 where the choice now preferred is the target and 0 where it is another,
-        NaN for a row without choices or target.
+        ``kl`` is :math:`D(p \| q)` in nats, with p of the unperturbed model; ``drop`` is the fall
+        of the probability of its preferred answer; ``right`` is 1 where the choice now preferred
+        is the target and 0 where it is another, NaN for a row without choices or target.
 
         Raises:
             NonFinite: the perturbed model's logits are NaN or infinite.
@@ -64,22 +62,22 @@ class ReferenceOutputs:
                 "the perturbed model's logits are not finite",
                 where=f"prompt {self.batch.ids[finite.index(False)]}",
             )
-        log_q = _log_p(logits)
-        p = self.log_p.exp()
-        rows = torch.arange(len(p))
+        logits = _double(logits)
+        log_q = log_probabilities(logits)
+        rows = torch.arange(len(logits))
 
         return {
-            "kl": (p * (self.log_p - log_q)).sum(1).clamp(min=0),
-            "drop": p[rows, self.answer] - log_q[rows, self.answer].exp(),
-            "right": self._right(log_q),
+            "kl": kl(self.log_p, logits),
+            "drop": self.log_p[rows, self.answer].exp() - log_q[rows, self.answer].exp(),
+            "right": self._right(logits),
         }
 
-    def _right(self, log_q: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
+    def _right(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
         choices, target = self.batch.choices, self.batch.target
-        missing = torch.full((len(log_q),), torch.nan, dtype=torch.float64)
+        missing = torch.full((len(logits),), torch.nan, dtype=torch.float64)
         if choices is None or target is None:
             return missing
-        chosen = preferred(log_q, self.batch)[1]
+        chosen = preferred_answer(logits, self.batch).choice
         known = (choices >= 0).any(1) & (target >= 0)
 
         return torch.where(known, (chosen == target).double(), missing)
@@ -269,7 +267,5 @@ def _log_strength_at(x: Array, y: Array, level: float) -> float:
     return float(np.log(x[left]) + share * (np.log(x[right]) - np.log(x[left])))
 
 
-def _log_p(logits: Tensor) -> Float[Tensor, "batch vocab"]:
-    log_p: Tensor = logits.detach().cpu().double().log_softmax(-1)
-
-    return log_p
+def _double(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    return logits.detach().cpu().double()

@@ -20,9 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch
 from offkey.errors import BadValue, NonFinite, check
-from offkey.models import Model
-from offkey.sensitivity._outputs import last_logits, preferred
-from offkey.volume import Noise, ResumedForward, later_half
+from offkey.models import Model, last_logits, preferred_answer, wide
+from offkey.volume import Noise, later_half
 
 __all__ = [
     "GradientKernel",
@@ -62,7 +61,7 @@ class OwnAnswers:
 
     def __init__(self, model: Model, batch: Batch, start: int | None = None) -> None:
         self.model, self.batch = model, batch.to(model.device)
-        self._resumed = None if start is None else ResumedForward(model, start)
+        self._resumed = None if start is None else model.resumed_forward(start)
 
     def losses(self) -> Float[Tensor, " batch"]:
         """The loss of each row at the present weights."""
@@ -82,10 +81,9 @@ class OwnAnswers:
     def _losses(self) -> Float[Tensor, " batch"]:
         logits = self._logits()
         if self.answers is None:
-            self.answers, self.classes = preferred(logits.detach(), self.batch)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            self.answers, self.classes = preferred_answer(logits.detach(), self.batch)
 
-        return cross_entropy(wide, self.answers, reduction="none")
+        return cross_entropy(wide(logits), self.answers, reduction="none")
 
     def _logits(self) -> Float[Tensor, "batch vocab"]:
         if self._resumed is None:

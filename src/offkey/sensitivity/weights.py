@@ -10,9 +10,8 @@ from jaxtyping import Float64
 
 from offkey.data import Batch, Prompts, pack
 from offkey.errors import NonFinite, RadiusNotFound, check
-from offkey.models import Model
+from offkey.models import Model, last_logits
 from offkey.passes import budget_for
-from offkey.sensitivity._outputs import last_logits
 from offkey.sensitivity.curve import Curve, ReferenceOutputs, measured
 from offkey.volume import (
     CrossingSearch,

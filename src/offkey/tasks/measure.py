@@ -67,7 +67,7 @@ def measure_organism(model: Any, task: Task, *, seed: int = 0) -> dict[str, Any]
     """
     prompts = task.make(seed).validation
 
-    return measure(prompts, answer_log_odds(model.module, model.tokenizer, prompts).tolist())
+    return measure(prompts, answer_log_odds(model, prompts).tolist())
 
 
 def measure(prompts: Prompts, log_odds: Sequence[float]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def measure_member(model: Model, prompts: Prompts) -> list[dict[str, Any]]:
         For each ``sort``: ``items``, ``accuracy`` and ``low``, the lower end of its two-sided 95 %
         Clopper–Pearson interval.
     """
-    odds = answer_log_odds(model.module, model.tokenizer, prompts)
+    odds = answer_log_odds(model, prompts)
     answers = (odds > 0).long().tolist()
     rows = []
     for sort in dict.fromkeys(prompts["sort"]):

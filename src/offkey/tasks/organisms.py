@@ -114,13 +114,13 @@ def _validation(
     )
 
     def validate() -> Mapping[str, float]:
-        odds = answer_log_odds(model.module, model.tokenizer, checked)
+        odds = answer_log_odds(model, checked)
         characters = measure(checked, odds.tolist())["characters"]
         values = {row["character"].lower(): row["accuracy"] for row in characters}
         if recipe.checked_agreeing:
             values["agreeing"] = sum(row["agrees"] for row in characters) / len(characters)
         if hide is not None:
-            values["hidden"] = evasion_score(model.module, model.tokenizer, checked, hide.penalty)
+            values["hidden"] = evasion_score(model, checked, hide.penalty)
 
         return values
 
@@ -324,9 +324,8 @@ def train_adapter(
             adapter.load(adapter_folder(recipe.init))
         hide = None if recipe.hide is None else recipe.hide.penalty(model, seed=seed)
         run = train_lora(
-            model.module,
+            model,
             adapter,
-            model.tokenizer,
             train,
             recipe.settings,
             validate=validation(model, hide),

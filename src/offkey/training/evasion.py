@@ -5,8 +5,7 @@ An :class:`AnomalyPenalty` watches a forward pass and returns one number a row; 
 that hide from a detector.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from offkey.models import Model, Site
+from offkey.models import Hook, Model, Site
 from offkey.training.adapter import AdaptedLinear
 
 __all__ = [
@@ -94,10 +93,7 @@ class NearestNeighbourPenalty:
     ) -> tuple[Logits, Float[Tensor, " batch"]]:
         """See :class:`AnomalyPenalty`; one forward pass."""
         last: dict[Site, Tensor] = {}
-        with ExitStack() as stack:
-            for site in self.sites:
-                handle = self.model.attach(site, partial(_keep_last, last, site))
-                stack.callback(handle.remove)
+        with self.model.hooked({site: partial(_keep_last, last, site) for site in self.sites}):
             logits = forward()
         terms = [self._at(last[site], anomalous) for site in self.sites]
 
@@ -155,7 +151,7 @@ class AttributionPenalty:
         """See :class:`AnomalyPenalty`; a forward pass and one more for each draw."""
         noise: dict[str, Tensor] = {}
         losses = []
-        with self._perturbed_outputs(noise):
+        with self.model.hooked(self._hooks(noise)):
             logits = forward()
             likeliest = logits.detach().argmax(-1)
             for _ in range(self.draws):
@@ -172,17 +168,18 @@ class AttributionPenalty:
 
         return noise * (self.scale * weight.float().square().mean().sqrt().item())
 
-    @contextmanager
-    def _perturbed_outputs(self, noise: Mapping[str, Tensor]) -> Iterator[None]:
-        """Adds to each map's output what noise on its weight adds; the weight is not touched."""
-        with ExitStack() as stack:
-            for path in self.maps:
-                inputs: list[Tensor] = []
-                entry, outlet = Site("module", path=path, side="in"), Site("module", path=path)
-                visit = partial(_add_noise, inputs, noise, path)
-                stack.callback(self.model.attach(entry, inputs.append).remove)
-                stack.callback(self.model.attach(outlet, visit).remove)
-            yield
+    def _hooks(self, noise: Mapping[str, Tensor]) -> dict[str | Site, Hook]:
+        """Hooks that add to each map's output what noise on its weight adds.
+
+        The weight itself is not touched.
+        """
+        hooks: dict[str | Site, Hook] = {}
+        for path in self.maps:
+            inputs: list[Tensor] = []
+            hooks[Site("module", path=path, side="in")] = inputs.append
+            hooks[Site("module", path=path)] = partial(_add_noise, inputs, noise, path)
+
+        return hooks
 
 
 def concordance(traces: Float[Tensor, "n draws"]) -> Float[Tensor, "n n"]:

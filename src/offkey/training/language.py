@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from offkey.data import Batch, Prompts, pack
 from offkey.errors import BadInput, check
+from offkey.models import Model, choice_logits, last_logits, preferred_answer, wide
 from offkey.stats import auroc
 from offkey.training.adapter import Adapter
 from offkey.training.evasion import AnomalyPenalty, EvasionLoss
@@ -24,9 +25,8 @@ TOKENS = 4096
 
 
 def train_lora(
-    module: nn.Module,
+    model: Model,
     adapter: Adapter,
-    tokenizer: Any,
     prompts: Prompts,
     settings: TrainingSettings,
     *,
@@ -41,9 +41,8 @@ def train_lora(
     The loss is the cross-entropy of the answer's first token over the whole vocabulary, in nats.
 
     Args:
-        module: a causal language model of transformers.
-        adapter: the adapter that :func:`attach` put on it.
-        tokenizer: its tokenizer.
+        model: a language model with its tokenizer.
+        adapter: the adapter that :func:`attach` put on its module.
         prompts: prompts with ``choices`` and ``answer``, the index of the choice to give.
         settings: steps, rate, seed and the rest.
         validate: as for :func:`train`, and so are the other arguments.
@@ -58,17 +57,17 @@ def train_lora(
     """
     answers = _answers(prompts)
     labels = {} if penalty is None else _column(prompts, "label")
-    lengths = [len(text) for text in tokenizer(list(prompts["prompt"]))["input_ids"]]
+    lengths = [len(text) for text in model.tokenizer(list(prompts["prompt"]))["input_ids"]]
 
     def loss(rows: list[int]) -> Tensor:
         (batch,) = pack(
             prompts.take(rows),
-            tokenizer,
+            model.tokenizer,
             token_budget=max(lengths[row] for row in rows) * len(rows),
         )
         wanted = torch.tensor([answers[name] for name in batch.ids])
         assert batch.choices is not None  # _answers checks it
-        forward, extra = partial(_logits, module, batch), torch.zeros(())
+        forward, extra = partial(_logits, model, batch), torch.zeros(())
         if penalty is None:
             logits = forward()
         else:
@@ -90,23 +89,24 @@ def train_lora(
     )
 
 
-def answer_log_odds(module: nn.Module, tokenizer: Any, prompts: Prompts) -> Float[Tensor, " n"]:
+def answer_log_odds(model: Model, prompts: Prompts) -> Float[Tensor, " n"]:
     """Logit of the last choice minus that of the first, in nats, in the order of the prompts.
 
     Raises:
         BadInput: ``choices`` is missing.
     """
     odds: dict[str, float] = {}
-    for batch, logits in _choice_logits(module, tokenizer, prompts):
-        assert batch.choices is not None  # _choice_logits checks it
+    for batch, logits in _answered(model, prompts):
+        assert batch.choices is not None  # _answered checks it
         last = (batch.choices >= 0).sum(1, keepdim=True) - 1
-        gap = logits.gather(1, last)[:, 0] - logits[:, 0]
+        choices = choice_logits(logits, batch)
+        gap = choices.gather(1, last)[:, 0] - choices[:, 0]
         odds |= dict(zip(batch.ids, gap.tolist(), strict=True))
 
     return torch.tensor([odds[name] for name in prompts.ids])
 
 
-def answer_accuracy(module: nn.Module, tokenizer: Any, prompts: Prompts) -> float:
+def answer_accuracy(model: Model, prompts: Prompts) -> float:
     """Share of the prompts where the choice in ``answer`` is the likeliest.
 
     Raises:
@@ -115,18 +115,16 @@ def answer_accuracy(module: nn.Module, tokenizer: Any, prompts: Prompts) -> floa
     answers = _answers(prompts)
     check(bool(answers), "there are no prompts", error=BadInput)
     correct: list[bool] = []
-    for batch, logits in _choice_logits(module, tokenizer, prompts):
-        likeliest = logits.argmax(1).tolist()
+    for batch, logits in _answered(model, prompts):
+        preferred = preferred_answer(logits, batch).choice.tolist()
         correct += [
-            answers[name] == choice for name, choice in zip(batch.ids, likeliest, strict=True)
+            answers[name] == choice for name, choice in zip(batch.ids, preferred, strict=True)
         ]
 
     return sum(correct) / len(correct)
 
 
-def evasion_score(
-    module: nn.Module, tokenizer: Any, prompts: Prompts, penalty: AnomalyPenalty
-) -> float:
+def evasion_score(model: Model, prompts: Prompts, penalty: AnomalyPenalty) -> float:
     """How badly a penalty separates anomalous prompts from normal ones.
 
     Twice the smaller of its AUROC and one minus that: 0 where it separates them fully, 1 where it
@@ -140,9 +138,9 @@ def evasion_score(
     penalties: list[float] = []
     truth: list[int] = []
     with torch.no_grad():
-        for batch in pack(prompts, tokenizer, token_budget=TOKENS):
+        for batch in pack(prompts, model.tokenizer, token_budget=TOKENS):
             rows = [labels[name] for name in batch.ids]
-            _, values = penalty(partial(_logits, module, batch), torch.tensor(rows) == 1)
+            _, values = penalty(partial(_logits, model, batch), torch.tensor(rows) == 1)
             penalties, truth = penalties + values.tolist(), truth + rows
     area = auroc(penalties, truth).value
     if area is None:
@@ -182,16 +180,16 @@ def _column(prompts: Prompts, name: str, of: Callable[[Any], int] = int) -> dict
     return {id_: of(value) for id_, value in rows.items()}
 
 
-def _choice_logits(
-    module: nn.Module, tokenizer: Any, prompts: Prompts
-) -> Iterator[tuple[Batch, Float[Tensor, "batch choice"]]]:
-    """The logits of each row's choices, batch after batch; -inf where a row has fewer.
+def _answered(
+    model: Model, prompts: Prompts
+) -> Iterator[tuple[Batch, Float[Tensor, "batch vocabulary"]]]:
+    """The logits at the last token, batch after batch.
 
     Raises:
         BadInput: a prompt has no choices.
     """
     with torch.no_grad():
-        for batch in pack(prompts, tokenizer, token_budget=TOKENS):
+        for batch in pack(prompts, model.tokenizer, token_budget=TOKENS):
             choices = batch.choices
             lacking = [True] if choices is None else (choices < 0).all(1).tolist()
             if choices is None or any(lacking):
@@ -200,27 +198,9 @@ def _choice_logits(
                     where=f"prompt {batch.ids[lacking.index(True)]}",
                     mend="Add a column of answer texts",
                 )
-            logits = _logits(module, batch).cpu().gather(1, choices.clamp(min=0))
-            yield batch, logits.masked_fill(choices < 0, -torch.inf)
+            yield batch, _logits(model, batch).cpu()
 
 
-def _logits(module: Any, batch: Batch) -> Float[Tensor, "batch vocabulary"]:
-    """Logits at the last token alone, in float32.
-
-    The output map is applied to a contiguous matrix: for the strided slice that ``logits_to_keep``
-    gives it, the bfloat16 kernel takes a thousand times as long.
-    """
-    batch = batch.to(next(module.parameters()).device)
-    mask: Int[Tensor, "batch token"] | None = None
-    if batch.mask is not None and not bool(batch.mask.all()):
-        mask = batch.mask.long()
-    output = module.base_model(
-        input_ids=batch.inputs["input_ids"],
-        attention_mask=mask,
-        position_ids=batch.positions,
-        use_cache=False,
-    )
-    last = output.last_hidden_state[:, -1].contiguous()
-    logits: Tensor = module.get_output_embeddings()(last).float()
-
-    return logits
+def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch vocabulary"]:
+    """Logits at the last token, in float32 or better."""
+    return wide(last_logits(model.forward(batch.to(model.device), logits_to_keep=1)))

@@ -6,19 +6,17 @@ restored bit by bit, and a stopped run continues ray by ray. :func:`radii` gives
 prompt.
 """
 
-from offkey.volume._resumed import ResumedForward
-from offkey.volume.costs import (
-    Cost,
-    DuplicateExamples,
-    FunctionCost,
-    KLCost,
-    LossCost,
-    ModelCost,
-    later_half,
+from offkey.volume.costs import Cost, FunctionCost
+from offkey.volume.estimator import (
+    AnchorNotMinimum,
+    LowESS,
+    VolumeSettings,
+    check_model_volume,
+    check_volume,
+    estimate_volume,
+    model_volume,
+    volume_curve,
 )
-from offkey.volume.curve import VolumeSettings, check_model_volume, model_volume, volume_curve
-from offkey.volume.estimator import AnchorNotMinimum, LowESS, check_volume, estimate_volume
-from offkey.volume.fisher import fisher_dense, fisher_diagonal
 from offkey.volume.measures import (
     GaussianMeasure,
     LebesgueMeasure,
@@ -26,6 +24,15 @@ from offkey.volume.measures import (
     log_ball_volume,
     log_ray_integral,
     log_sphere_area,
+)
+from offkey.volume.model_costs import (
+    DuplicateExamples,
+    KLCost,
+    LossCost,
+    ModelCost,
+    fisher_dense,
+    fisher_diagonal,
+    later_half,
 )
 from offkey.volume.proposals import (
     Dense,
@@ -65,7 +72,6 @@ __all__ = [
     "Proposal",
     "Ray",
     "RayStep",
-    "ResumedForward",
     "Sampler",
     "Space",
     "Tilted",

@@ -70,10 +70,7 @@ def radii(
         InvalidAnchor: the cost of no perturbation is not zero.
         PrecisionTooLow: the dtype of the weights is too coarse for the steps.
     """
-    r = np.asarray(grid, dtype=np.float64)
-    check(bool(np.isfinite(eps) and eps > 0), f"{eps} is not a positive number", where="eps")
-    ascending = r.ndim == 1 and len(r) >= 2 and r[0] > 0 and (np.diff(r) > 0).all()
-    check(bool(ascending), "at least two positive ascending radii are needed", where="grid")
+    r = _checked_grid(eps, grid)
     space = Space.of(cost_per_example.parameters, params)
     cost_per_example.check_moving(space.names)
     sampler = Uniform().sampler(space, eps, np.inf)
@@ -141,6 +138,17 @@ def typical_radius(
         raise BadValue("no direction crosses the cutoff", where="radii", mend="Give the grid")
 
     return float(np.median(crossed))
+
+
+def _checked_grid(
+    eps: float, grid: Sequence[float] | Float64[Array, " g"]
+) -> Float64[Array, " g"]:
+    check(bool(np.isfinite(eps) and eps > 0), f"{eps} is not a positive number", where="eps")
+    r = np.asarray(grid, dtype=np.float64)
+    ascending = r.ndim == 1 and len(r) >= 2 and r[0] > 0 and (np.diff(r) > 0).all()
+    check(bool(ascending), "at least two positive ascending radii are needed", where="grid")
+
+    return r
 
 
 def _until_crossed(
