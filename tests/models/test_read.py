@@ -159,8 +159,9 @@ def test_gradients_agree_with_finite_differences(name):
     # In float64 the masks of transformers overflow in its float32 softmax where a row is padded;
     # norms and softmax round to float32 inside, so that the step must not be small.
     batch, metric = even_batch(), ChoiceLogitDifference()
-    kinds = ["embed", "resid_pre.1", "attn_in.1", "head_out.1", "attn_out.1", "mlp_in.1",
-             "mlp_act.1", "z.1", "q.1", "k.1", "v.1", "pattern.1", "mlp_out.2", "final", "logits"]  # fmt: skip
+    inside = "attn_in q k v pattern z head_out attn_out mlp_in mlp_act".split()
+    kinds = ["embed", "resid_pre.1", *(f"{kind}.1" for kind in inside)]
+    kinds += ["mlp_out.2", "final", "logits"]
     kinds += [] if model.wiring.parallel else ["resid_mid.1"]
     sites = model.sites_at(kinds)
     reading = model.read(batch, sites, gradients=sites, metric=metric, positions=(-1, -2))
