@@ -18,6 +18,7 @@ from offkey.models import (
 )
 from offkey.testing.family import close, hook_count
 from offkey.testing.random_models import (
+    DETECTED,
     FAMILIES,
     batch_of,
     even_batch,
@@ -158,8 +159,9 @@ def test_gradients_agree_with_finite_differences(name):
     # In float64 the masks of transformers overflow in its float32 softmax where a row is padded;
     # norms and softmax round to float32 inside, so that the step must not be small.
     batch, metric = even_batch(), ChoiceLogitDifference()
-    kinds = ["embed", "resid_pre.1", "attn_out.1", "mlp_in.1", "mlp_act.1", "z.1", "q.1", "k.1",
-             "v.1", "pattern.1", "mlp_out.2", "final", "logits"]  # fmt: skip
+    inside = "attn_in q k v pattern z head_out attn_out mlp_in mlp_act".split()
+    kinds = ["embed", "resid_pre.1", *(f"{kind}.1" for kind in inside)]
+    kinds += ["mlp_out.2", "final", "logits"]
     kinds += [] if model.wiring.parallel else ["resid_mid.1"]
     sites = model.sites_at(kinds)
     reading = model.read(batch, sites, gradients=sites, metric=metric, positions=(-1, -2))
@@ -372,3 +374,19 @@ def test_a_module_that_runs_twice_is_refused():
     module.model.layers[1] = module.model.layers[0]
     with pytest.raises(UnmappedModel, match="a block runs more than once"):
         Model(module, name="shared").site("resid_post.0")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", *DETECTED])
+def test_gradients_at_inputs_are_those_of_one_sublayer(name):
+    """Where attention and MLP share a norm, or attention is given the residual itself."""
+    model = Model(random_module(name, dtype=torch.float64), name=name)
+    batch, metric = even_batch(), ChoiceLogitDifference()
+    sites = model.sites_at(["resid_post.0", "attn_in.1", "mlp_in.1"])
+    together = model.read(batch, (), gradients=sites, metric=metric, positions="all").grads
+    for site in sites:
+        alone = model.read(batch, (), gradients=site, metric=metric, positions="all").grads[site]
+        torch.testing.assert_close(together[site], alone, rtol=1e-6, atol=1e-9)
+        step = torch.randn(model.width, generator=torch.Generator().manual_seed(1)).double() * 3e-3
+        near, far = (difference(model, batch, site, h * step) for h in (1, 2))
+        slope = (alone[:, [-1, -2]] * step).flatten(1).sum(1)
+        torch.testing.assert_close((8 * near - far) / 12, slope, rtol=5e-3, atol=1e-6)

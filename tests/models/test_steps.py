@@ -228,7 +228,7 @@ def test_a_condition_on_each_token(model):
         for row, name in enumerate(step.ids):
             is_new = number > 0
             token = steps.tokens[name][number - 1] if is_new else 0
-            sign = -1 if is_new and float(weight[token, 0]) > 0 else 1
+            sign = -1 if is_new and float(weight[token, 0].detach()) > 0 else 1
             turned += sign < 0
             close(step["resid_post.1"][row], sign * total[row], loosen=4)
     assert turned

@@ -14,6 +14,9 @@ from offkey.models.proofs import Check, error_of, not_applicable
 
 __all__ = ["rows_alone", "try_gradients", "try_hooks", "try_padding"]
 
+_INSIDE = ("attn_in", "attn_out", "mlp_out", "mlp_act", "z", "q", "k", "v", "head_out")
+"""The kinds of site whose gradients are tried inside one block."""
+
 _RISE = 0.05
 """By how many nats a step in the gradient's direction should raise the metric."""
 
@@ -80,9 +83,7 @@ def try_gradients(model: Model, batch: Batch) -> Check:
 def _chosen(model: Model) -> list[Site]:
     """The residual early, midway and late, and everything inside one block midway."""
     count = model.n_blocks or 1
-    inside = {
-        (kind, count // 2) for kind in ("attn_out", "mlp_out", "mlp_act", "z", "q", "k", "v")
-    }
+    inside = {(kind, count // 2) for kind in _INSIDE}
     wanted = inside | {("resid_post", number) for number in (0, count // 2, count - 1)}
     return sorted(site for site in _reachable(model) if (site.kind, site.block) in wanted)
 

@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -236,12 +236,6 @@ class Network:
         with hook_modules(layer):
             yield
 
-    def attach(self, site: Site, hook: Hook) -> "_Attached":
-        """Opens :meth:`hooked` at one site, until the result is removed."""
-        attached = _Attached()
-        attached.enter_context(self.hooked({site: hook}))
-        return attached
-
     def resumed_at(self, block: int, residual: Tensor) -> dict[nn.Module, Any]:
         """What the blocks before one return instead of being run.
 
@@ -339,11 +333,6 @@ class Network:
             if path in modules:
                 return modules[path]
         raise KeyError(path)
-
-
-class _Attached(ExitStack):
-    def remove(self) -> None:
-        self.close()
 
 
 class _FirstBlock(Exception):

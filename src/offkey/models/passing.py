@@ -477,6 +477,9 @@ def _tracked(site: Site, x: Tensor) -> Tensor:
     them would change how products are folded, and with it the last bits.
     """
     torch.set_grad_enabled(True)
+    if x.requires_grad and (site.kind in ("attn_in", "mlp_in") or site.side == "in"):
+        # Others may use the same tensor: the residual, or the other sublayer of a parallel block.
+        return x.view_as(x)
     # What heads add is no tensor of the model's own: no other gradient goes through it.
     if x.requires_grad and site.kind != "head_out":
         return x
