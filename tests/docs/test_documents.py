@@ -184,7 +184,7 @@ def test_columns_of_a_run_are_those_described(tmp_path):
 def test_the_site_builds_without_a_warning_and_shows_every_public_name(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going",
-         "-b", "dirhtml", ROOT / "docs", tmp_path],
+         "-t", "check", "-b", "dirhtml", ROOT / "docs", tmp_path],
         capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr

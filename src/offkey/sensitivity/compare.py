@@ -112,9 +112,9 @@ def compare_models(
     groups = [kinds[name] if kinds else name for name in names]
     value = _auroc(x[y], x[~y])
     rng = named_rng(seed, "models")
+    above, below = _members(groups, y, True), _members(groups, y, False)
     drawn = [
-        _auroc(x[_resampled(groups, y, True, rng)], x[_resampled(groups, y, False, rng)])
-        for _ in range(RESAMPLES)
+        _auroc(x[_resampled(above, rng)], x[_resampled(below, rng)]) for _ in range(RESAMPLES)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975])
     interval = Interval(value, float(low), float(high), int(y.sum()), int((~y).sum()))
@@ -203,15 +203,22 @@ def _auroc(above: Float64[Array, " m"], below: Float64[Array, " n"]) -> float:
     return float((gap > 0).mean() + 0.5 * (gap == 0).mean())
 
 
-def _resampled(
-    groups: Sequence[str], y: Array, wanted: bool, rng: np.random.Generator
-) -> list[int]:
-    """Models of one sort: groups with replacement, then models within each."""
+def _members(groups: Sequence[str], y: Array, wanted: bool) -> list[list[int]]:
+    """Places of the models of one sort, group by group."""
     members: dict[str, list[int]] = {}
     for place, (group, label) in enumerate(zip(groups, y, strict=True)):
         if label == wanted:
             members.setdefault(group, []).append(place)
-    names = sorted(members)
-    chosen = [names[i] for i in rng.integers(len(names), size=len(names))]
 
-    return [int(rng.choice(members[name])) for name in chosen for _ in members[name]]
+    return [members[group] for group in sorted(members)]
+
+
+def _resampled(members: Sequence[Sequence[int]], rng: np.random.Generator) -> list[int]:
+    """Groups with replacement, then models within each."""
+    chosen = [members[i] for i in rng.integers(len(members), size=len(members))]
+
+    return [
+        group[int(rng.integers(len(group)))] if len(group) > 1 else group[0]
+        for group in chosen
+        for _ in group
+    ]

@@ -53,21 +53,32 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**GEMMA),
     "gemma3": Gemma3TextConfig(**{**GEMMA, "num_hidden_layers": 4}, final_logit_softcapping=5.0),
     "gpt2": GPT2Config(
-        vocab_size=VOCAB, n_embd=WIDTH, n_layer=3, n_head=4, n_positions=64,
-        bos_token_id=1, eos_token_id=None,
+        vocab_size=VOCAB,
+        n_embd=WIDTH,
+        n_layer=3,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=None,
     ),
     "gpt_neox": GPTNeoXConfig(**SMALL, use_parallel_residual=True),
     "gpt_neox_serial": GPTNeoXConfig(**SMALL, use_parallel_residual=False),
-}  # fmt: skip
+}
 UNLISTED: dict[str, PreTrainedConfig] = {
     "starcoder2": Starcoder2Config(**GROUPED),
     "olmo2": Olmo2Config(**GROUPED),
     "phi": PhiConfig(**SMALL),
     "falcon": FalconConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=4,
-        alibi=False, new_decoder_architecture=False, bos_token_id=1, eos_token_id=None,
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        alibi=False,
+        new_decoder_architecture=False,
+        bos_token_id=1,
+        eos_token_id=None,
     ),
-}  # fmt: skip
+}
 EXPERTS = {"mixtral": MixtralConfig(**GROUPED, num_local_experts=4)}
 FAMILIES = tuple(CONFIGS)
 DETECTED = tuple(UNLISTED)
