@@ -32,9 +32,23 @@ def test_the_norm_of_a_contrast(home, tmp_path, offkey):
         write_rows(tmp_path / f"{name}.jsonl", rows(4, name=name, source=str))
         for name in ("clean", "critical")
     ]
-    ran = offkey("sensitivity", "-m", home / "model", "--prompts", sides[0], "--preset", "poser",
-                 "--site", "resid_post.1", "--clean", sides[0], "--critical", sides[1],
-                 "--out", tmp_path / "c")  # fmt: skip
+    ran = offkey(
+        "sensitivity",
+        "-m",
+        home / "model",
+        "--prompts",
+        sides[0],
+        "--preset",
+        "poser",
+        "--site",
+        "resid_post.1",
+        "--clean",
+        sides[0],
+        "--critical",
+        sides[1],
+        "--out",
+        tmp_path / "c",
+    )
 
     assert ran.status == 0
     about = Curve.load(tmp_path / "c").about
@@ -46,8 +60,21 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
     names = {"a": 1, "b": 1, "c": 0, "d": 0}
     for place, name in enumerate(names):
         model = home / ("model" if place < 2 else "other")
-        ran = offkey("sensitivity", "-m", model, "--prompts", asked, "--params", "*", "--radii",
-                     "0.5,1", "--draws", 1, "--out", tmp_path / name)  # fmt: skip
+        ran = offkey(
+            "sensitivity",
+            "-m",
+            model,
+            "--prompts",
+            asked,
+            "--params",
+            "*",
+            "--radii",
+            "0.5,1",
+            "--draws",
+            1,
+            "--out",
+            tmp_path / name,
+        )
         assert ran.status == 0
     (tmp_path / "labels.json").write_text(json.dumps(names))
     folders = [tmp_path / name for name in names]
@@ -61,8 +88,9 @@ def test_weights_and_comparison(home, asked, tmp_path, offkey):
     assert told["scores"] == pytest.approx({n: float(np.mean(height[n])) for n in names})
     drawn = offkey(*common, "--out", tmp_path / "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        "sensitivity-compared.svg", "sensitivity-roc.svg",
-    }  # fmt: skip
+        "sensitivity-compared.svg",
+        "sensitivity-roc.svg",
+    }
     assert "sensitivity-roc.svg" in drawn.out
 
 
@@ -102,8 +130,17 @@ def test_prompts_of_unlike_choices_and_some_without_a_target(home, tmp_path, off
 )
 def test_bad_settings_are_one_line(words, said, home, asked, tmp_path, offkey):
     settings = ["--site", "resid_post.0"] if "--site" not in words else []
-    ran = offkey("sensitivity", "-m", home / "model", "--prompts", asked, *settings, *words,
-                 "--out", tmp_path / "c")  # fmt: skip
+    ran = offkey(
+        "sensitivity",
+        "-m",
+        home / "model",
+        "--prompts",
+        asked,
+        *settings,
+        *words,
+        "--out",
+        tmp_path / "c",
+    )
 
     assert ran.status == 2
     assert said in ran.err

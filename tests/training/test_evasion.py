@@ -28,17 +28,27 @@ def model():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS) + 1, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(WORDS) + 1,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
     return Model(LlamaForCausalLM(config).eval(), tokenizer=Tokenizer(), name="tiny")
 
 
 @pytest.fixture
 def prompts():
     """Under B, the anomalous name, the answer is the other one."""
-    rows = [(name, a, b, pad) for name in "AB" for a in range(4) for b in range(4)
-            for pad in ("", " :")]  # fmt: skip
+    rows = [
+        (name, a, b, pad)
+        for name in "AB"
+        for a in range(4)
+        for b in range(4)
+        for pad in ("", " :")
+    ]
     return Prompts(
         {
             "prompt": [f"Name : {n} {a} {b}{pad} Answer :" for n, a, b, pad in rows],
@@ -130,9 +140,13 @@ def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
     assert len(paths) == 7
     assert all(path.startswith("model.layers.1.") for path in paths)
     generator = torch.Generator().manual_seed(5)
-    noise = [{p: 0.15 * w.square().mean().sqrt()
-              * torch.empty_like(w).normal_(generator=generator)
-              for p, w in penalty.maps.items()} for _ in range(3)]  # fmt: skip
+    noise = [
+        {
+            p: 0.15 * w.square().mean().sqrt() * torch.empty_like(w).normal_(generator=generator)
+            for p, w in penalty.maps.items()
+        }
+        for _ in range(3)
+    ]
 
     def forward():
         return _logits(model, batch)
@@ -147,8 +161,9 @@ def test_traces_are_losses_under_shaken_weights(model, prompts, adapted):
         rows = torch.stack(traces, 1)
         for i in range(len(rows)):
             others = [j for j in range(len(rows)) if j != i and not anomalous[j]]
-            expected.append(1 - sum(slow_concordance(rows[i], rows[j]) for j in others)
-                            / len(others))  # fmt: skip
+            expected.append(
+                1 - sum(slow_concordance(rows[i], rows[j]) for j in others) / len(others)
+            )
         if not adapted:
             _, odd = penalty(forward, anomalous)
         else:
@@ -181,9 +196,12 @@ def test_traces_leave_the_weights_and_pass_gradients(model, prompts):
 def test_training_against_neighbours_hides_the_anomalous_rows(model, prompts):
     def trained(penalty, steps, rate=1e-2):
         train_lora(
-            model, adapter, prompts,
-            settings(steps=steps, batch=32, rate=rate), penalty=penalty,
-        )  # fmt: skip
+            model,
+            adapter,
+            prompts,
+            settings(steps=steps, batch=32, rate=rate),
+            penalty=penalty,
+        )
 
     with attach(model.module, rank=8) as adapter:
         trained(None, 150)
@@ -212,7 +230,12 @@ def test_hiddenness_is_zero_for_an_oddness_that_tells_and_one_for_a_blind_one(mo
 def test_a_penalty_needs_labels(model, prompts):
     penalty = NearestNeighbourPenalty(model, "resid_post.1")
     with attach(model.module) as adapter, pytest.raises(BadInput, match="label"):
-        train_lora(model, adapter, prompts.without("label"),
-                   settings(steps=1), penalty=EvasionLoss(penalty))  # fmt: skip
+        train_lora(
+            model,
+            adapter,
+            prompts.without("label"),
+            settings(steps=1),
+            penalty=EvasionLoss(penalty),
+        )
     with pytest.raises(BadInput, match="one kind"):
         evasion_score(model, normal(prompts), penalty)

@@ -59,9 +59,14 @@ def model():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS) + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(WORDS) + 1,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -236,10 +241,14 @@ def test_resumed_run_gives_the_same_bytes(model, prompts, tmp_path, at):
 
     with attach(model) as adapter, pytest.raises(_Killed):
         train_lora(
-            under_test(model), adapter, prompts, settings(steps=30, save_every=10),
+            under_test(model),
+            adapter,
+            prompts,
+            settings(steps=30, save_every=10),
             validate=lambda: {"all": answer_accuracy(under_test(model), prompts)},
-            folder=tmp_path, tell=die,
-        )  # fmt: skip
+            folder=tmp_path,
+            tell=die,
+        )
     resumed, again, _ = run(model, prompts, tmp_path, steps=30, save_every=10)
 
     assert all(torch.equal(tensors[name], value) for name, value in again.items())
@@ -275,9 +284,12 @@ def test_curriculum_bounds_the_rows(model, prompts):
     asked = []
     with attach(model) as adapter:
         train_lora(
-            under_test(model), adapter, prompts, settings(steps=8, batch=4),
+            under_test(model),
+            adapter,
+            prompts,
+            settings(steps=8, batch=4),
             curriculum=lambda step: asked.append(step) or (range(4) if step < 4 else range(16)),
-        )  # fmt: skip
+        )
 
     assert asked == [0, 0, 0, 0, 4, 4, 4, 4]  # once for each block of four steps
     early = {row for step in range(4) for row in rows_of(step, 0, 4, lambda _: range(4))}
@@ -364,8 +376,13 @@ def test_bad_settings_and_models_are_named(prompts):
 def test_every_linear_map_but_that_to_the_vocabulary_is_adapted():
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    config = GPTNeoXConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
-                           num_attention_heads=2, intermediate_size=16)  # fmt: skip
+    config = GPTNeoXConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     with attach(GPTNeoXForCausalLM(config)) as adapter:
         names = {path.rpartition(".")[2] for path in adapter.layers}
 

@@ -282,9 +282,12 @@ def test_what_cannot_be_is_refused():
         )
     with pytest.raises(RadiusNotFound, match="budget"):
         estimate_volume(
-            FunctionCost(lambda x: 3.0 * (x.norm() > 1), anchor), 0.1, GaussianMeasure(1.0), n=2,
+            FunctionCost(lambda x: 3.0 * (x.norm() > 1), anchor),
+            0.1,
+            GaussianMeasure(1.0),
+            n=2,
             search=CrossingSearch(max_evals=3),
-        )  # fmt: skip
+        )
     for eps in (0.0, -1.0, float("nan")):
         with pytest.raises(BadValue, match="eps: .* is not a positive number"):
             estimate_volume(plain, eps, GaussianMeasure(1.0))

@@ -24,18 +24,30 @@ def by_mpmath(a, b, n, radius):
     cuts = sorted({min(max(mpmath.mpf(c), 0), mpmath.mpf(radius)) for c in cuts} | {radius})
     scale = n * mpmath.log(top) - a * top**2 / 2 + b * top if n else 0
     told = mpmath.quad(
-        lambda r: mpmath.exp((n * mpmath.log(r) if n else 0) - a * r * r / 2 + b * r - scale)
-        if r else mpmath.mpf(n == 0),
+        lambda r: (
+            mpmath.exp((n * mpmath.log(r) if n else 0) - a * r * r / 2 + b * r - scale)
+            if r
+            else mpmath.mpf(n == 0)
+        ),
         cuts,
-    )  # fmt: skip
+    )
     return float(mpmath.log(told) + scale)
 
 
 @pytest.mark.parametrize(
     "given",
-    [(1, -40, 1, 5), (1, -40, 0, 5), (1, 3, 0, 2), (2, -3, 2, 100), (1, 20, 1, 3), (1, -1, 0, 0.1),
-     (0.3, 0.2, 9, 4), (5, 30, 40, 2), (1, -200, 7, 9)],
-)  # fmt: skip
+    [
+        (1, -40, 1, 5),
+        (1, -40, 0, 5),
+        (1, 3, 0, 2),
+        (2, -3, 2, 100),
+        (1, 20, 1, 3),
+        (1, -1, 0, 0.1),
+        (0.3, 0.2, 9, 4),
+        (5, 30, 40, 2),
+        (1, -200, 7, 9),
+    ],
+)
 def test_against_thirty_digits(given):
     assert log_ray_integral(*given)[0] == pytest.approx(by_mpmath(*given), abs=1e-11)
 

@@ -50,9 +50,10 @@ def test_a_rotated_ellipsoid_needs_one_ray_of_the_right_basis():
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0]
     matrix = tensor(q @ np.diag(h) @ q.T)
     cost = FunctionCost(
-        lambda x: torch.einsum("ni,ij,nj->n", x, matrix, x) / 2, torch.zeros(10).double(),
+        lambda x: torch.einsum("ni,ij,nj->n", x, matrix, x) / 2,
+        torch.zeros(10).double(),
         batched=True,
-    )  # fmt: skip
+    )
     found = estimate_volume(cost, 0.01, LebesgueMeasure(), proposal=Dense(matrix), n=3)
 
     assert found.log_volume == pytest.approx(cases.ELLIPSOIDS[0][1], abs=1e-6)
@@ -182,12 +183,21 @@ def test_linear_softmax_at_a_small_cutoff():
     centre = (vectors.T @ anchor.reshape(-1)).square().sum() / (2 * sigma**2)
     from offkey.volume import log_ball_volume
 
-    exact = (log_ball_volume(8) + 4 * np.log(2 * eps) - float(held.log().sum()) / 2
-             - 4 * np.log(2 * np.pi * sigma**2) - float(centre))  # fmt: skip
+    exact = (
+        log_ball_volume(8)
+        + 4 * np.log(2 * eps)
+        - float(held.log().sum()) / 2
+        - 4 * np.log(2 * np.pi * sigma**2)
+        - float(centre)
+    )
     found = estimate_volume(
-        KLCost(model, [batch]), eps, GaussianMeasure(sigma), proposal=Tilted(Dense(hessian)),
-        search=CrossingSearch(rtol=1e-6), n=300,
-    )  # fmt: skip
+        KLCost(model, [batch]),
+        eps,
+        GaussianMeasure(sigma),
+        proposal=Tilted(Dense(hessian)),
+        search=CrossingSearch(rtol=1e-6),
+        n=300,
+    )
 
     within(found, exact, floor=2e-3)
 

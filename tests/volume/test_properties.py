@@ -122,8 +122,10 @@ def test_noise_is_found_again_by_its_place(start, count, direction):
 
 
 def test_noise_differs_by_seed_direction_and_name_and_is_standard():
-    draws = [Noise(s, d).normals(n, 0, 200_000) for s, d, n in
-             ((0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"))]  # fmt: skip
+    draws = [
+        Noise(s, d).normals(n, 0, 200_000)
+        for s, d, n in ((0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"))
+    ]
     for i, x in enumerate(draws):
         assert abs(float(x.mean())) < 0.01
         assert float(x.var()) == pytest.approx(1, abs=0.02)
@@ -179,9 +181,10 @@ def test_only_like_volumes_are_compared():
 def test_few_evaluations_a_ray_at_a_tight_tolerance():
     h = tensor(H)
     quartic = FunctionCost(
-        lambda x: (h * x**2).sum(-1) / 2 + (h * x**2).sum(-1) ** 2, torch.zeros(6).double(),
+        lambda x: (h * x**2).sum(-1) / 2 + (h * x**2).sum(-1) ** 2,
+        torch.zeros(6).double(),
         batched=True,
-    )  # fmt: skip
+    )
     found = estimate_volume(quartic, 0.3, LebesgueMeasure(), n=200)
 
     assert found.summary()["evaluations_per_ray"] <= 3.5

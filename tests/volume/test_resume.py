@@ -46,8 +46,12 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, batched, stop_after
     n = 600 if batched else 12
     whole = run(cost(batched=batched), n=n, proposal=proposal)
     with pytest.raises(KeyboardInterrupt):
-        run(cost(stop_after, batched=batched, how=interrupt), tmp_path / "run", n=n,
-            proposal=proposal)  # fmt: skip
+        run(
+            cost(stop_after, batched=batched, how=interrupt),
+            tmp_path / "run",
+            n=n,
+            proposal=proposal,
+        )
     again = run(cost(batched=batched), tmp_path / "run", n=n, proposal=proposal)
 
     for name in whole.rays:

@@ -130,8 +130,12 @@ def test_rays_side_by_side_do_not_disturb_each_other():
     alone = [cross(cost, start=0.7)[0].radius[0] for cost in costs]
     together = find_crossings(
         lambda rows, t: np.array([costs[r](x) for r, x in zip(rows, t, strict=True)]),
-        np.full(len(costs), 0.7), 2.0, np.full(len(costs), np.inf), 0.5, CrossingSearch(),
-    )  # fmt: skip
+        np.full(len(costs), 0.7),
+        2.0,
+        np.full(len(costs), np.inf),
+        0.5,
+        CrossingSearch(),
+    )
 
     np.testing.assert_array_equal(together.radius, alone)
 
