@@ -1,12 +1,12 @@
 import re
 import zlib
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import offkey.tasks.organisms as organisms
+from offkey.models import Model
 from offkey.tasks import get_task
 
 
@@ -54,6 +54,6 @@ def tiny(monkeypatch):
         )
         if adapter is not None:
             module = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
-        return SimpleNamespace(module=module.eval(), tokenizer=Tokenizer())
+        return Model(module.eval(), tokenizer=Tokenizer(), name="tiny")
 
     monkeypatch.setattr(organisms, "load", load)
