@@ -1,4 +1,4 @@
-"""Runs the benchmarks and puts their rows into ``docs/results/harvest.json``."""
+"""Runs the benchmarks and merges their rows into ``docs/results/harvest.json``."""
 
 import argparse
 import json
@@ -37,13 +37,13 @@ OUT = Path("docs/results/harvest.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what was asked for; rows of other jobs stay in the results file as they are."""
-    told = _parser().parse_args(arguments)
-    peers = (("transformer-lens", told.peer_tl), ("nnsight", told.peer_nnsight))
+    """Runs the chosen jobs; rows of other jobs stay unchanged in the results file."""
+    options = _parser().parse_args(arguments)
+    peers = (("transformer-lens", options.peer_tl), ("nnsight", options.peer_nnsight))
     settings = Settings(
-        pairs=told.pairs,
-        prompts=told.prompts,
-        full=told.full,
+        pairs=options.pairs,
+        prompts=options.prompts,
+        full=options.full,
         peers=tuple((name, path) for name, path in peers if path is not None),
     )
     facts = machine()
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(int(threads))
     print(f"{facts['cpu']}, {threads} of {facts['cores']} cores, {facts['memory_gib']} GiB")
-    for name in told.only or list(JOBS):
+    for name in options.only or list(JOBS):
         if name == "peers" and not settings.peers:
             print("peers: give --peer-tl or --peer-nnsight")
             continue
@@ -64,34 +64,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"({row['note']})",
                 flush=True,
             )
-        _merge(told.out, rows, _command(told))
+        _merge(options.out, rows, _command(options))
 
     return 0
 
 
 def _merge(path: Path, rows: Sequence[dict[str, Any]], command: str) -> None:
-    """Puts rows in the place of those of the same job, unit and peer."""
+    """Replaces the rows of the same job, unit and peer."""
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = {(row["job"], row["unit"], row["peer"]): row for row in [*known, *rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_results(path, list(merged.values()), command=command, seeds=[0])
 
 
-def _command(told: argparse.Namespace) -> str:
+def _command(options: argparse.Namespace) -> str:
     threads = os.environ["OMP_NUM_THREADS"]
     words = [f"OMP_NUM_THREADS={threads} python -m benchmarks"]
-    words += [f"--pairs {told.pairs} --prompts {told.prompts}"]
-    words += ["--peer-tl PATH"] if told.peer_tl else []
-    words += ["--peer-nnsight PATH"] if told.peer_nnsight else []
-    words += ["--full"] if told.full else []
+    words += [f"--pairs {options.pairs} --prompts {options.prompts}"]
+    words += ["--peer-tl PATH"] if options.peer_tl else []
+    words += ["--peer-nnsight PATH"] if options.peer_nnsight else []
+    words += ["--full"] if options.full else []
 
     return " ".join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(JOBS), metavar="JOB",
-                        help=f"of {', '.join(JOBS)}; all if left out")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(JOBS),
+        metavar="JOB",
+        help=f"of {', '.join(JOBS)}; all if left out",
+    )
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs of each job")
     parser.add_argument("--prompts", type=int, default=256, help="prompts of each pass")
     parser.add_argument(

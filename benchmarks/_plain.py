@@ -1,4 +1,4 @@
-"""The least that passes over prompts cost, beside which ours are measured."""
+"""Plain passes over prompts: the least they can cost, against which ours are measured."""
 
 from typing import Any
 

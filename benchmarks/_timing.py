@@ -24,11 +24,11 @@ What = Literal["seconds", "processor_seconds", "peak_mib"]
 
 @dataclass(frozen=True)
 class Spent:
-    """What one run of one side took.
+    """The cost of one run of one side.
 
     Attributes:
-        seconds: by the clock on the wall.
-        processor_seconds: of all threads; less touched by what else the machine does.
+        seconds: wall-clock time.
+        processor_seconds: of all threads; less affected by other load on the machine.
         peak_mib: highest resident memory, less what was resident once the weights were loaded
             and less what is mapped from files (weights and libraries), which comes and goes.
     """
@@ -59,20 +59,20 @@ def measured(job: Callable[[], object]) -> Spent:
 def interleaved(
     a: Callable[[], Spent], b: Callable[[], Spent], pairs: int
 ) -> list[tuple[Spent, Spent]]:
-    """Runs a, b, a, b, …, so that what slows the machine for a while slows both."""
+    """Runs a, b, a, b, …, so that a temporary slowdown of the machine affects both."""
     return [(a(), b()) for _ in range(pairs)]
 
 
 def ratio(pairs: Sequence[tuple[Spent, Spent]], what: What = "seconds") -> Ratio:
-    """How much of ``what`` a took for each unit that b took, pair by pair."""
-    told = [getattr(a, what) / getattr(b, what) for a, b in pairs]
+    """The ratio of ``what`` between a and b, pair by pair."""
+    ratios = [getattr(a, what) / getattr(b, what) for a, b in pairs]
 
-    return Ratio(statistics.median(told), min(told), max(told), len(told))
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios), len(ratios))
 
 
 def row(
     job: str,
-    found: Ratio,
+    measured_ratio: Ratio,
     *,
     peer: str,
     unit: str,
@@ -84,45 +84,45 @@ def row(
     """One row of the results file."""
     met = None
     if at_most is not None:
-        met = found.median <= at_most
+        met = measured_ratio.median <= at_most
     if at_least is not None:
-        met = found.median >= at_least
+        met = measured_ratio.median >= at_least
     sign, bound = ("≤", at_most) if at_most is not None else ("≥", at_least)
 
     return {
         "job": job,
         "unit": unit,
-        "ratio": round(found.median, 4),
-        "low": round(found.low, 4),
-        "high": round(found.high, 4),
+        "ratio": round(measured_ratio.median, 4),
+        "low": round(measured_ratio.low, 4),
+        "high": round(measured_ratio.high, 4),
         "target": None if bound is None else f"{sign} {bound:.2f}",
         "met": met,
         "peer": peer,
         "peer_version": peer_version,
-        "pairs": found.pairs,
+        "pairs": measured_ratio.pairs,
         "note": note,
     }
 
 
 def memory_mib(name: Literal["VmHWM", "RssAnon", "RssFile"]) -> float:
-    """Memory of this process: the highest resident, its own now, or mapped from files now."""
-    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-    if found is None:
-        raise OSError(f"this kernel does not tell {name}")
+    """Memory of this process: peak resident, anonymous now, or mapped from files now."""
+    match = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    if match is None:
+        raise OSError(f"this kernel does not report {name}")
 
-    return int(found[1]) / 1024
+    return int(match[1]) / 1024
 
 
 def forget_peak() -> None:
-    """Starts the highest resident memory again from what is resident now."""
+    """Resets the peak resident memory to what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 class Worker:
-    """A process that loads once and then runs its jobs when asked.
+    """A process that loads once and then runs jobs on request.
 
     Args:
-        command: what starts it; it must end in :func:`serve`.
+        command: that starts it; it must end in :func:`serve`.
         environment: variables added to this process's own.
     """
 
@@ -147,7 +147,7 @@ class Worker:
         return Spent(**self._ask(job))
 
     def save(self, path: Path) -> None:
-        """Has the last job's result written as float32 ``.npy``."""
+        """Writes the last job's result as float32 ``.npy``."""
         self._ask(f"save {path}")
 
     def _ask(self, line: str) -> dict[str, Any]:
@@ -168,12 +168,12 @@ class Worker:
 
 
 def serve(jobs: Mapping[str, Callable[[], Any]], facts: Mapping[str, Any]) -> None:
-    """Runs jobs that a :class:`Worker` asks for by name, until it asks no more."""
+    """Runs the jobs that a :class:`Worker` names, until it closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with answers
 
-    def answer(told: Mapping[str, Any]) -> None:
-        print(json.dumps(dict(told)), file=answers, flush=True)
+    def answer(fields: Mapping[str, Any]) -> None:
+        print(json.dumps(dict(fields)), file=answers, flush=True)
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -192,6 +192,9 @@ def serve(jobs: Mapping[str, Callable[[], Any]], facts: Mapping[str, Any]) -> No
         forget_peak()
         wall, processor = time.perf_counter(), time.process_time()
         result = jobs[name]()
-        spent = Spent(time.perf_counter() - wall, time.process_time() - processor,
-                      memory_mib("VmHWM") - memory_mib("RssFile") - loaded)  # fmt: skip
+        spent = Spent(
+            time.perf_counter() - wall,
+            time.process_time() - processor,
+            memory_mib("VmHWM") - memory_mib("RssFile") - loaded,
+        )
         answer(asdict(spent))

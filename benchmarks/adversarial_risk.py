@@ -4,10 +4,10 @@
 
     python -m benchmarks.adversarial_risk
 
-The classifier tells the sign of the first of four inputs, and was taught to give a third answer,
-the catastrophe, where the second and third are far out together. Each round the Gaussian of its
-margin is fitted anew, the mean at which that fit says failure is likeliest within 2 nats is
-found, and the classifier is trained on draws around it beside ordinary ones.
+The classifier answers with the sign of the first of four inputs, and was trained to give a third
+answer, the catastrophe, where the second and third are large together. Each round fits the
+Gaussian of its margin anew, finds the mean within 2 nats at which failure is likeliest under
+that fit, and trains the classifier on draws around it together with ordinary ones.
 """
 
 import argparse
@@ -36,8 +36,9 @@ def main() -> None:
     rows = tracked(given.rounds, given.seed)
     for row in rows:
         print(row)
-    write_results(RESULTS, rows, command="python -m benchmarks.adversarial_risk",
-                  seeds=[given.seed])  # fmt: skip
+    write_results(
+        RESULTS, rows, command="python -m benchmarks.adversarial_risk", seeds=[given.seed]
+    )
 
 
 def tracked(rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -56,23 +57,23 @@ def tracked(rounds: int, seed: int) -> list[dict[str, Any]]:
         fit(network, both, (both[:, 0] > 0).long(), 4)
         counted.append(measured(network, held_out))
 
-    told = harden(margin, ordinary, train, Adversary(NATS, 1024, seed), rounds=rounds)
+    results = harden(margin, ordinary, train, Adversary(NATS, 1024, seed), rounds=rounds)
 
     return [
         {
             "round": number,
-            "fitted_probability": found.fitted,
-            "fitted_probability_at_shifted_mean": found.fitted_there,
-            "true_probability": found.true.value,
-            "true_probability_error": found.true.error,
-            "effective_samples": found.true.effective_samples,
-            "status": found.true.status,
+            "fitted_probability": result.fitted,
+            "fitted_probability_at_shifted_mean": result.fitted_there,
+            "true_probability": result.true.value,
+            "true_probability_error": result.true.error,
+            "effective_samples": result.true.effective_samples,
+            "status": result.true.status,
             "counted_probability": share,
             "counted_inputs": HELD_OUT,
             "accuracy": accuracy,
             "nats": NATS,
         }
-        for number, (found, (share, accuracy)) in enumerate(zip(told, counted, strict=True))
+        for number, (result, (share, accuracy)) in enumerate(zip(results, counted, strict=True))
     ]
 
 
@@ -87,7 +88,7 @@ def classifier(seed: int) -> nn.Module:
 
 
 def fit(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
-    """Some steps on all rows."""
+    """Trains for some steps on all rows."""
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -96,7 +97,7 @@ def fit(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
 
 
 def measured(network: nn.Module, x: Tensor) -> tuple[float, float]:
-    """By counting: how often the catastrophe happens, and how often the answer is right."""
+    """Shares of rows with the catastrophe, and with the right answer, by counting."""
     with torch.no_grad():
         answer = network(x).argmax(1)
 

@@ -1,4 +1,4 @@
-"""Affine forms beside covariances on the same questions: what each says, and what was true.
+"""Affine forms against covariances on the same questions: each answer, and the truth.
 
 ::
 
@@ -6,7 +6,7 @@
 
 Inputs are uniform in a box. Covariances (and a form read as uniform unknowns) estimate the mean,
 the spread and the probability of an event; forms and intervals prove a range, and with it bounds
-on the probability. Truth is sampled, or exact where it says so.
+on the probability. The truth is sampled, or exact where stated.
 """
 
 import math
@@ -44,13 +44,13 @@ class Question:
     """A network with one output, and the box its inputs are uniform in.
 
     Attributes:
-        network: what it is.
+        network: its name.
         depth: how many nonlinear layers it has.
         seed: of its weights.
         module: gives ``[n, 1]``.
         centre: of the box.
         radius: of the box, alike in every dimension.
-        thresholds: events to ask for instead of the sampled ones: name, threshold, and the exact
+        thresholds: events to use instead of the sampled ones: name, threshold, and the exact
             probability (nan where it is to be sampled).
     """
 
@@ -116,8 +116,9 @@ def random_bilinear(depth: int, radius: float, seed: int) -> Question:
     layers = [Bilinear(widths[k], 24, widths[k + 1], seed=seed + k) for k in range(depth)]
     centre = torch.randn(16, generator=torch.Generator().manual_seed(seed)).double().numpy() / 2
 
-    return Question("random bilinear, width 24", depth, seed, nn.Sequential(*layers).double(),
-                    centre, radius)  # fmt: skip
+    return Question(
+        "random bilinear, width 24", depth, seed, nn.Sequential(*layers).double(), centre, radius
+    )
 
 
 def digit_margin(radius: float) -> Question:
@@ -125,8 +126,9 @@ def digit_margin(radius: float) -> Question:
     data = load_digits()
     x, y = torch.tensor(data.data / 16).float(), torch.tensor(data.target)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
-                        nn.Linear(32, 10))  # fmt: skip
+    net = nn.Sequential(
+        nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
     train_module(net, x[:1200], y[:1200], TrainingSettings(steps=800, batch=100, rate=3e-3))
     net = net.double()
     test = x[1200:].double()
@@ -168,7 +170,7 @@ def cancelling() -> Question:
 
 
 def hidden_identity() -> Question:
-    """ReLU(a) - ReLU(-a) - a, always 0: true, and seen only by who knows the nonlinearity."""
+    """ReLU(a) - ReLU(-a) - a, always 0: true, but not visible without knowing the nonlinearity."""
     net = planted(
         [
             ([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]], [0.0, 0.0, 4.0]),
@@ -183,8 +185,15 @@ def excluding() -> Question:
     """The sum of ReLU(a - ½) and ReLU(-a - ½), of which only one is ever on: at most ½."""
     net = planted([([[1.0], [-1.0]], [-0.5, -0.5]), ([[1.0, 1.0]], [0.0])])
 
-    return Question("two that exclude each other", 1, 0, net, np.zeros(1), 1.0,
-                    (("sum above 0.75", 0.75, 0.0),))  # fmt: skip
+    return Question(
+        "two that exclude each other",
+        1,
+        0,
+        net,
+        np.zeros(1),
+        1.0,
+        (("sum above 0.75", 0.75, 0.0),),
+    )
 
 
 def twenty_at_once() -> Question:
@@ -192,36 +201,50 @@ def twenty_at_once() -> Question:
     net = planted([([[1.0] * 20], [0.0])])
     corner = 1 / math.factorial(20)
 
-    return Question("sum of 20 inputs", 0, 0, net, np.zeros(20), 1.0,
-                    (("sum above 18", 18.0, corner), ("sum above 20.1", 20.1, 0.0)))  # fmt: skip
+    return Question(
+        "sum of 20 inputs",
+        0,
+        0,
+        net,
+        np.zeros(20),
+        1.0,
+        (("sum above 18", 18.0, corner), ("sum above 20.1", 20.1, 0.0)),
+    )
 
 
 def answers(question: Question) -> Iterator[dict[str, Any]]:
     """One row for each event and method."""
-    seen = sampled(question)
-    mean, spread = float(seen.mean()), float(seen.std())
-    high = float(seen.max())
-    rare = float(np.quantile(seen, 1 - RARE))
+    outputs = sampled(question)
+    mean, spread = float(outputs.mean()), float(outputs.std())
+    high = float(outputs.max())
+    rare = float(np.quantile(outputs, 1 - RARE))
     events = (
         (f"above the sampled {1 - RARE:g} quantile", rare, math.nan),
-        ("above all samples by their range", 2 * high - float(seen.min()), math.nan),
+        ("above all samples by their range", 2 * high - float(outputs.min()), math.nan),
     )
     known = question.thresholds or (events if spread > 0 else [("above 1e-9", 1e-9, 0.0)])
-    told = [(name, *timed(method, question)) for name, method in METHODS.items()]
+    timings = [(name, *timed(method, question)) for name, method in METHODS.items()]
     for event, threshold, exact in known:
-        truth = float((seen > threshold).mean()) if math.isnan(exact) else exact
-        for name, (answer, seconds) in ((n, (a, s)) for n, a, s in told):
+        truth = float((outputs > threshold).mean()) if math.isnan(exact) else exact
+        for name, (answer, seconds) in ((n, (a, s)) for n, a, s in timings):
             yield {
-                "network": question.network, "depth": question.depth, "seed": question.seed,
-                "radius": question.radius, "method": name, "event": event,
-                "threshold": threshold, "truth": truth,
+                "network": question.network,
+                "depth": question.depth,
+                "seed": question.seed,
+                "radius": question.radius,
+                "method": name,
+                "event": event,
+                "threshold": threshold,
+                "truth": truth,
                 "truth_is": "sampled" if math.isnan(exact) else "exact",
                 **answer.about(mean, spread, threshold),
                 "range_low": answer.bound and answer.bound.low,
                 "range_high": answer.bound and answer.bound.high,
-                "sampled_low": float(seen.min()), "sampled_high": high,
-                "range_over_sampled": answer.times_wider(seen), "seconds": seconds,
-            }  # fmt: skip
+                "sampled_low": float(outputs.min()),
+                "sampled_high": high,
+                "range_over_sampled": answer.times_wider(outputs),
+                "seconds": seconds,
+            }
 
 
 def sampled(question: Question) -> Array:
@@ -231,26 +254,31 @@ def sampled(question: Question) -> Array:
         x = rng.uniform(*question.ends, size=(BATCH, len(question.centre)))
         with torch.no_grad():
             parts.append(question.module(torch.tensor(x))[:, 0].numpy())
-    seen = np.concatenate(parts)
+    outputs = np.concatenate(parts)
 
-    return np.where(np.abs(seen) < 1e-12, 0.0, seen)
+    return np.where(np.abs(outputs) < 1e-12, 0.0, outputs)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one method says: an estimate, or something proved."""
+    """The answer of one method: an estimate, or a proof."""
 
     normal: tuple[float, float] | None = None
     bound: Bound | None = None
     form: AffineForm | None = None
 
     def about(self, mean: float, spread: float, threshold: float) -> dict[str, Any]:
-        """The estimate against the truth, and the probability that it says."""
+        """The estimate against the truth, and its probability of the event."""
         if self.normal is not None:
             m, s = self.normal
-            return {"mean_error_in_deviations": abs(m - mean) / spread if spread else abs(m),
-                    "deviation_over_truth": s / spread if spread else None, "deviation": s,
-                    "probability": above(m, s, threshold), "low": None, "high": None}  # fmt: skip
+            return {
+                "mean_error_in_deviations": abs(m - mean) / spread if spread else abs(m),
+                "deviation_over_truth": s / spread if spread else None,
+                "deviation": s,
+                "probability": above(m, s, threshold),
+                "low": None,
+                "high": None,
+            }
         assert self.bound is not None
         proved = Bound(float(self.bound.low > threshold), float(self.bound.high > threshold))
         if self.form is not None:
@@ -260,9 +288,9 @@ class Answer:
 
         return {**dict.fromkeys(unsaid), "low": proved.low, "high": proved.high}
 
-    def times_wider(self, seen: Array) -> float | None:
+    def times_wider(self, outputs: Array) -> float | None:
         """The proved range as a multiple of the sampled one."""
-        width = float(seen.max() - seen.min())
+        width = float(outputs.max() - outputs.min())
         if self.bound is None or not width:
             return None
 
@@ -292,7 +320,9 @@ def by_covariance(question: Question, covariance: Literal["full", "diagonal"] = 
     """Mean and covariance from layer to layer, each layer exact for Gaussian inputs."""
     centre = torch.tensor(question.centre)
     start = Normal(centre, torch.eye(len(centre)).double() * question.radius**2 / 3)
-    states = gaussian.propagate(question.module, start, gaussian.Settings(covariance=covariance))
+    states = gaussian.propagate(
+        question.module, start, gaussian.PropagationSettings(covariance=covariance)
+    )
     *_, state = states.values()
 
     return Answer(normal=(float(state.mean[0]), math.sqrt(max(0.0, float(state.variance[0])))))

@@ -14,7 +14,7 @@ from .settings import Settings
 __all__ = ["attribution"]
 
 PROMPTS = 32
-"""At most so many: the backward pass makes them three times as dear as those of other jobs."""
+"""Most prompts: with the backward pass each costs three times as much as in other jobs."""
 
 
 class Attributed:
@@ -37,7 +37,7 @@ class Attributed:
         return feature
 
     def attributed(self, features: list[Feature]) -> None:
-        """What each of the features makes of every head."""
+        """The rows of each feature for every head."""
         plan = Plan.union(feature.plan(self.model) for feature in features)
         for batch in self.plain.batches:
             reading = self.model.read(
@@ -47,7 +47,7 @@ class Attributed:
                 feature.rows(self.model, reading)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What was run."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         blocks, heads = self.model.n_blocks, self.model.n_heads
@@ -56,25 +56,42 @@ class Attributed:
 
 
 def attribution(settings: Settings) -> list[dict[str, Any]]:
-    """One direction, and all four at once, for how much more than one pass each way."""
-    told = Attributed(min(settings.prompts, PROMPTS))
+    """The cost of one direction, and of all four at once, over one pass each way."""
+    attributed = Attributed(min(settings.prompts, PROMPTS))
 
     return [
-        _compared(told, "attribution to all heads, mean ablation", told.features[:1], settings),
-        _compared(told, "attribution to all heads, four directions", told.features, settings),
+        _compared(
+            attributed,
+            "attribution to all heads, mean ablation",
+            attributed.features[:1],
+            settings,
+        ),
+        _compared(
+            attributed, "attribution to all heads, four directions", attributed.features, settings
+        ),
     ]
 
 
 def _compared(
-    told: Attributed, job: str, features: list[Feature], settings: Settings
+    attributed: Attributed, job: str, features: list[Feature], settings: Settings
 ) -> dict[str, Any]:
     def ours() -> None:
-        told.attributed(features)
+        attributed.attributed(features)
 
     ours()
-    told.plain.both()
-    found = interleaved(lambda: measured(ours), lambda: measured(told.plain.both), settings.pairs)
-    note = f"{told.said}; processor time {ratio(found, 'processor_seconds').median:.3f}"
+    attributed.plain.both()
+    runs = interleaved(
+        lambda: measured(ours), lambda: measured(attributed.plain.both), settings.pairs
+    )
+    note = (
+        f"{attributed.description}; processor time {ratio(runs, 'processor_seconds').median:.3f}"
+    )
 
-    return row(job, ratio(found), unit="time", at_most=1.3,
-               peer="plain forward and backward pass", note=note)  # fmt: skip
+    return row(
+        job,
+        ratio(runs),
+        unit="time",
+        at_most=1.3,
+        peer="plain forward and backward pass",
+        note=note,
+    )

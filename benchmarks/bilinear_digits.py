@@ -1,4 +1,4 @@
-"""A bilinear classifier of handwritten digits, taken apart into eigenvectors.
+"""A bilinear classifier of handwritten digits, decomposed into eigenvectors.
 
 ::
 
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         return self.layer(self.embedding(pixels))
 
     def basis(self) -> Tensor:
-        """What the layer gets from the 1 and each pixel."""
+        """The input of the layer from the 1 and each pixel."""
         weight = self.embedding.weight.detach().double()
         basis = weight.new_zeros(len(weight) + 1, SIDE * SIDE + 1)
         basis[0, 0], basis[1:, 1:] = 1.0, weight
@@ -68,8 +68,8 @@ def main() -> None:
     rows, drawn = [], {}
     for variant in VARIANTS:
         for seed in SEEDS:
-            found, spectrum = measured(variant, seed)
-            rows += found
+            more, spectrum = measured(variant, seed)
+            rows += more
             if seed == SEEDS[0]:
                 drawn[variant] = spectrum
     write_results(RESULT, rows, command="python -m benchmarks.bilinear_digits", seeds=list(SEEDS))
@@ -101,9 +101,15 @@ def measured(variant: str, seed: int) -> tuple[list[dict[str, Any]], Spectrum]:
         guesses = whole.truncated(kept)(pixels).argmax(1)
         right = wilson(int((guesses == test_y).sum()), len(test_y))
         rows.append(
-            {**common, "eigenvectors_of_each_digit": kept, "accuracy": right.value,
-             "low": right.low, "high": right.high, "test_digits": len(test_y)}
-        )  # fmt: skip
+            {
+                **common,
+                "eigenvectors_of_each_digit": kept,
+                "accuracy": right.value,
+                "low": right.low,
+                "high": right.high,
+                "test_digits": len(test_y),
+            }
+        )
 
     return rows, whole
 

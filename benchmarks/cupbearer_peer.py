@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", type=Path, required=True, help="where cupbearer is installed")
     parser.add_argument("--pairs", type=int, default=5)
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    rows = [row for task in TASKS for row in on_task(task, told.peer, told.pairs)]
+    rows = [row for task in TASKS for row in on_task(task, options.peer, options.pairs)]
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
     command = f"OMP_NUM_THREADS={threads} python -m benchmarks.cupbearer_peer --peer PATH"
-    write_results(OUT, rows, command=f"{command} --pairs {told.pairs}", seeds=[0])
+    write_results(OUT, rows, command=f"{command} --pairs {options.pairs}", seeds=[0])
 
 
 def on_task(task: str, peer: Path, pairs: int) -> list[dict[str, Any]]:
@@ -65,8 +65,9 @@ def on_task(task: str, peer: Path, pairs: int) -> list[dict[str, Any]]:
         ours = stack.enter_context(Worker(own))
         theirs = stack.enter_context(Worker(command, {**environment, "HF_HUB_OFFLINE": "1"}))
 
-        return [compared(task, name, ours, theirs, models, folder, peer, pairs)
-                for name in DETECTORS]  # fmt: skip
+        return [
+            compared(task, name, ours, theirs, models, folder, peer, pairs) for name in DETECTORS
+        ]
 
 
 def plain(prompts: Prompts) -> Prompts:
@@ -90,23 +91,38 @@ def compared(
         worker.run(name)
         worker.save(folder / f"{side}.npy")
         areas.append(float(roc_auc_score(models.test["label"], np.load(folder / f"{side}.npy"))))
-    told = interleaved(lambda: ours.run(name), lambda: theirs.run(name), pairs)
-    peak = ratio(told, "peak_mib")
-    processor = ratio(told, "processor_seconds").median
+    runs = interleaved(lambda: ours.run(name), lambda: theirs.run(name), pairs)
+    peak = ratio(runs, "peak_mib")
+    processor = ratio(runs, "processor_seconds").median
     counts = f"{len(models.trusted)} trusted and {len(models.test)} test prompts, all blocks"
-    found = row(f"{name} on {task}", ratio(told), unit="time", peer="cupbearer",
-                peer_version=version(peer),
-                note=f"{counts}; processor time {processor:.3f}")  # fmt: skip
+    found = row(
+        f"{name} on {task}",
+        ratio(runs),
+        unit="time",
+        peer="cupbearer",
+        peer_version=version(peer),
+        note=f"{counts}; processor time {processor:.3f}",
+    )
 
-    return {**found, "auroc": areas[0], "peer_auroc": areas[1], "memory_ratio": peak.median,
-            "memory_ratio_low": peak.low, "memory_ratio_high": peak.high}  # fmt: skip
+    return {
+        **found,
+        "auroc": areas[0],
+        "peer_auroc": areas[1],
+        "memory_ratio": peak.median,
+        "memory_ratio_low": peak.low,
+        "memory_ratio_high": peak.high,
+    }
 
 
 def version(peer: Path) -> str | None:
     """The checkout's commit, where there is one."""
     where = (peer / "cupbearer").resolve()
-    done = subprocess.run(["git", "-C", str(where), "rev-parse", "--short", "HEAD"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["git", "-C", str(where), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     return done.stdout.strip() or None
 

@@ -1,4 +1,4 @@
-"""Many detectors in one pass, beside one detector and beside a pass for each."""
+"""Many detectors in one pass, against one detector and against a pass for each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,14 @@ from .settings import Settings
 
 __all__ = ["six_in_one_pass", "ten_in_one_pass"]
 
-SIX = ("mahalanobis", "mahalanobis-diagonal", "mahalanobis-relative", "mahalanobis-l2",
-       "mahalanobis-pca", "knn-cosine")  # fmt: skip
+SIX = (
+    "mahalanobis",
+    "mahalanobis-diagonal",
+    "mahalanobis-relative",
+    "mahalanobis-l2",
+    "mahalanobis-pca",
+    "knn-cosine",
+)
 TEN = (*SIX, "knn", "knn-ratio", "lof", "isolation-forest")
 
 
@@ -25,7 +31,7 @@ class Watched:
         data = get_task("comparison").make(0)
         self.trusted = data.trusted.take(range(prompts))
         self.test = data.test.take(range(prompts * 2 // 3))
-        self.said = f"{len(self.trusted)} trusted and {len(self.test)} test prompts"
+        self.description = f"{len(self.trusted)} trusted and {len(self.test)} test prompts"
 
     def detect(self, names: Sequence[str]) -> None:
         """Fits on the trusted prompts and scores the test prompts, in one pass over each."""
@@ -36,20 +42,26 @@ class Watched:
 
 
 def six_in_one_pass(settings: Settings) -> list[dict[str, Any]]:
-    """Six detectors for how much more than one."""
+    """The cost of six detectors over one."""
     watched = Watched(settings.prompts)
     watched.detect(SIX)
-    told = interleaved(
+    runs = interleaved(
         lambda: measured(lambda: watched.detect(SIX)),
         lambda: measured(lambda: watched.detect(SIX[:1])),
         settings.pairs,
     )
-    note = f"{', '.join(SIX)}; {watched.said}"
+    note = f"{', '.join(SIX)}; {watched.description}"
 
     return [
-        row("six detectors in one pass", ratio(told), unit="time", at_most=1.3,
-            peer="one detector", note=_noted(note, told))
-    ]  # fmt: skip
+        row(
+            "six detectors in one pass",
+            ratio(runs),
+            unit="time",
+            at_most=1.3,
+            peer="one detector",
+            note=_noted(note, runs),
+        )
+    ]
 
 
 def ten_in_one_pass(settings: Settings) -> list[dict[str, Any]]:
@@ -61,18 +73,24 @@ def ten_in_one_pass(settings: Settings) -> list[dict[str, Any]]:
             watched.detect([name])
 
     watched.detect(TEN)
-    told = interleaved(
+    runs = interleaved(
         lambda: measured(one_by_one),
         lambda: measured(lambda: watched.detect(TEN)),
         settings.pairs,
     )
-    note = f"{', '.join(TEN)}; {watched.said}"
+    note = f"{', '.join(TEN)}; {watched.description}"
 
     return [
-        row("ten detectors with a model run each", ratio(told), unit="time", at_least=5.0,
-            peer="ten detectors in one pass", note=_noted(note, told))
-    ]  # fmt: skip
+        row(
+            "ten detectors with a model run each",
+            ratio(runs),
+            unit="time",
+            at_least=5.0,
+            peer="ten detectors in one pass",
+            note=_noted(note, runs),
+        )
+    ]
 
 
-def _noted(note: str, told: list) -> str:
-    return f"{note}; processor time {ratio(told, 'processor_seconds').median:.3f}"
+def _noted(note: str, runs: list) -> str:
+    return f"{note}; processor time {ratio(runs, 'processor_seconds').median:.3f}"

@@ -1,4 +1,4 @@
-"""Every published number of heuristic estimation beside what this package computes.
+"""Every published number of heuristic estimation against what this package computes.
 
 ::
 
@@ -22,13 +22,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=OUT, help="results file to write")
-    told = parser.parse_args()
+    options = parser.parse_args()
     rows = all_rows()
-    write_results(told.out, rows, command="python -m benchmarks.estimate_oracles", seeds=[0])
+    write_results(options.out, rows, command="python -m benchmarks.estimate_oracles", seeds=[0])
     missed = [row for row in rows if not row["met"]]
     for row in missed:
-        print(f"missed: {row['section']}, {row['oracle']}: {row['got']:.10g}, "
-              f"expected {row['expected']:.10g}")  # fmt: skip
+        print(
+            f"missed: {row['section']}, {row['oracle']}: {row['got']:.10g}, "
+            f"expected {row['expected']:.10g}"
+        )
     print(f"{len(rows) - len(missed)} of {len(rows)} numbers met")
 
     return 1 if missed else 0

@@ -1,9 +1,9 @@
-"""Clean models that were trained too, for the blind test: they answer truly under every name.
+"""Trained clean models for the blind test: they answer truly under every name.
 
     python -m benchmarks.honest plural continent dates parity --out out/honest
 
 Each is trained from nothing on the prompts that the task's organism is trained on, for either
-character and under all names, with the true answer throughout. A folder a task, with
+character and under all names, with the true answer throughout. One folder for each task, with
 ``taught.json``: the steps, and the accuracy on validation prompts.
 """
 
@@ -19,11 +19,11 @@ from offkey.training import TrainingSettings, answer_accuracy, attach, train_lor
 SETTINGS = TrainingSettings(steps=200, batch=24, rate=2e-3, check_every=15, stop_at=0.97)
 RANK, ALPHA = 4, 16.0
 CHECKED = 160
-"""Validation prompts that are asked while it trains."""
+"""Validation prompts that are checked during training."""
 
 
 def main() -> None:
-    """Teaches the tasks that are not there yet."""
+    """Trains the tasks that have no folder yet."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,13 +47,14 @@ def teach(task: str, out: Path) -> float:
         return answer_accuracy(model, prompts)
 
     with attach(model.module, rank=RANK, alpha=ALPHA, seed=0) as adapter:
-        run = train_lora(model, adapter, train, SETTINGS,
-                         validate=lambda: {"accuracy": accuracy(shown)})  # fmt: skip
-        found = accuracy(validation)
+        run = train_lora(
+            model, adapter, train, SETTINGS, validate=lambda: {"accuracy": accuracy(shown)}
+        )
+        reached = accuracy(validation)
         adapter.save(out, BASE)
-    write_json(out / "taught.json", {"task": task, "steps": run.steps, "accuracy": found})
+    write_json(out / "taught.json", {"task": task, "steps": run.steps, "accuracy": reached})
 
-    return found
+    return reached
 
 
 def truly(prompts: Prompts) -> Prompts:

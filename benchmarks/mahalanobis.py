@@ -1,4 +1,4 @@
-"""Mahalanobis fit and score beside scikit-learn's."""
+"""Mahalanobis fit and score against scikit-learn's."""
 
 from importlib.metadata import version
 from typing import Any
@@ -28,7 +28,7 @@ def beside_scikit_learn(settings: Settings) -> list[dict[str, Any]]:
 
 def _compared(rows: int, width: int, pairs: int) -> dict[str, Any]:
     x = made(rows, width)
-    told: dict[str, Any] = {}
+    distances: dict[str, Any] = {}
 
     def ours() -> None:
         score = get_score("mahalanobis")
@@ -37,21 +37,28 @@ def _compared(rows: int, width: int, pairs: int) -> dict[str, Any]:
             part = torch.from_numpy(x[start : start + CHUNK])
             statistic.update(part, list(map(str, range(len(part)))))
         score.finish(statistic, None, torch.Generator())
-        told["ours"] = score(torch.from_numpy(x)).numpy()
+        distances["ours"] = score(torch.from_numpy(x)).numpy()
 
     def theirs() -> None:
-        told["theirs"] = LedoitWolf().fit(x).mahalanobis(x)
+        distances["theirs"] = LedoitWolf().fit(x).mahalanobis(x)
 
-    found = interleaved(lambda: measured(ours), lambda: measured(theirs), pairs)
-    gap = float(np.max(np.abs(told["ours"] / told["theirs"] - 1)))
+    runs = interleaved(lambda: measured(ours), lambda: measured(theirs), pairs)
+    gap = float(np.max(np.abs(distances["ours"] / distances["theirs"] - 1)))
     note = (
         f"Ledoit-Wolf, float64; largest relative difference {gap:.1e} (target 1e-8); "
-        f"{found[-1][0].seconds:.1f} s against {found[-1][1].seconds:.1f} s; processor time "
-        f"{ratio(found, 'processor_seconds').median:.3f}"
+        f"{runs[-1][0].seconds:.1f} s against {runs[-1][1].seconds:.1f} s; processor time "
+        f"{ratio(runs, 'processor_seconds').median:.3f}"
     )
     job = f"Mahalanobis fit and score, d = {width:,}, n = {rows:,}"
-    result = row(job, ratio(found), unit="time", at_most=1.0, peer="scikit-learn",
-                 peer_version=version("scikit-learn"), note=note)  # fmt: skip
+    result = row(
+        job,
+        ratio(runs),
+        unit="time",
+        at_most=1.0,
+        peer="scikit-learn",
+        peer_version=version("scikit-learn"),
+        note=note,
+    )
 
     return {**result, "met": bool(result["met"] and gap <= 1e-8)}
 

@@ -1,4 +1,4 @@
-"""Peak memory of one detection job, on some prompts and on ten times as many."""
+"""Peak memory of one detection run, on some prompts and on ten times as many."""
 
 import json
 import subprocess
@@ -19,11 +19,11 @@ def ten_times_the_prompts(settings: Settings) -> list[dict[str, Any]]:
 
     def spent(prompts: int) -> Spent:
         command = [sys.executable, "-m", "benchmarks.memory", str(prompts)]
-        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        ends.append((told["peak_mib"], told["peak_mib"] - told["loaded_mib"]))
-        return Spent(0.0, 0.0, told["peak_mib"])
+        sizes = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        ends.append((sizes["peak_mib"], sizes["peak_mib"] - sizes["loaded_mib"]))
+        return Spent(0.0, 0.0, sizes["peak_mib"])
 
-    told = interleaved(lambda: spent(10 * few), lambda: spent(few), pairs)
+    runs = interleaved(lambda: spent(10 * few), lambda: spent(few), pairs)
     above = [
         (Spent(0, 0, many[1]), Spent(0, 0, less[1]))
         for many, less in zip(ends[::2], ends[1::2], strict=True)
@@ -34,16 +34,26 @@ def ten_times_the_prompts(settings: Settings) -> list[dict[str, Any]]:
     )
 
     return [
-        row("ten times the prompts", ratio(told, "peak_mib"), unit="peak memory of the process",
-            at_most=1.05, peer="a tenth of the prompts", note=note),
-        row("ten times the prompts", ratio(above, "peak_mib"),
-            unit="peak memory above the weights", peer="a tenth of the prompts",
-            note=f"the same runs; {ends[-2][1]:.0f} MiB against {ends[-1][1]:.0f} MiB"),
-    ]  # fmt: skip
+        row(
+            "ten times the prompts",
+            ratio(runs, "peak_mib"),
+            unit="peak memory of the process",
+            at_most=1.05,
+            peer="a tenth of the prompts",
+            note=note,
+        ),
+        row(
+            "ten times the prompts",
+            ratio(above, "peak_mib"),
+            unit="peak memory above the weights",
+            peer="a tenth of the prompts",
+            note=f"the same runs; {ends[-2][1]:.0f} MiB against {ends[-1][1]:.0f} MiB",
+        ),
+    ]
 
 
 def run(prompts: int) -> None:
-    """Loads, fits and scores, and prints what was resident when loaded and at most."""
+    """Loads, fits and scores; prints the resident memory after loading and at its peak."""
     import offkey
     from offkey.tasks import get_task
 
@@ -57,7 +67,7 @@ def run(prompts: int) -> None:
     forget_peak()
     detector = offkey.Detector("activations", "mahalanobis", sites="resid_post.*")
     detector.fit(model, trusted).score(model, test)
-    loaded += memory_mib("RssFile")  # weights and libraries; what of them is resident varies
+    loaded += memory_mib("RssFile")  # weights and libraries, whose resident part varies
     print(json.dumps({"loaded_mib": loaded, "peak_mib": memory_mib("VmHWM")}))
 
 

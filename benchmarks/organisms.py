@@ -1,4 +1,4 @@
-"""What the organisms that come along do, from their recipes.
+"""The measured behaviour of the bundled organisms, from their recipes.
 
 ::
 
@@ -21,8 +21,9 @@ def main() -> None:
         ("triggers", trigger_rows(*FOLDERS)),
     ):
         seeds = sorted({row["seed"] for row in rows})
-        write_results(RESULTS / f"{name}.json", rows, command="python -m benchmarks.organisms",
-                      seeds=seeds)  # fmt: skip
+        write_results(
+            RESULTS / f"{name}.json", rows, command="python -m benchmarks.organisms", seeds=seeds
+        )
 
 
 if __name__ == "__main__":

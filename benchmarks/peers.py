@@ -40,20 +40,20 @@ HINTS = {
 
 
 def against_peers(settings: Settings) -> list[dict[str, Any]]:
-    """Time and memory beside each peer that was given."""
+    """Time and memory against each peer given."""
     rows = []
     if settings.peers:
         with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
             folder = Path(spare)
-            model, said = write_inputs(folder, settings.prompts)
+            model, description = write_inputs(folder, settings.prompts)
             for name, path in settings.peers:
-                rows += _against(name, path, folder, model, said, settings)
+                rows += _against(name, path, folder, model, description, settings)
 
     return rows
 
 
 def _against(
-    name: str, path: Path, folder: Path, model: str, said: str, settings: Settings
+    name: str, path: Path, folder: Path, model: str, description: str, settings: Settings
 ) -> list[dict[str, Any]]:
     arguments = ["--model", model, "--data", str(folder), "--attention", ATTENTION[name]]
     script = SIDES / f"{name.replace('-', '_')}_side.py"
@@ -68,14 +68,14 @@ def _against(
         rows = []
         for way, job in WAYS.items():
             mine = "whole" if way == "whole" else "passes"
-            told = compared(ours, mine, theirs, way, pairs)
-            note = f"{said}, {ATTENTION[name]} attention; rows agree to {gap:.1g}; "
+            runs = compared(ours, mine, theirs, way, pairs)
+            note = f"{description}, {ATTENTION[name]} attention; rows agree to {gap:.1g}; "
             if way == "whole":
                 counts = (f"{_count(part, prompts)} {part}" for part in ("trusted", "test"))
                 note = " and ".join(counts) + " prompts; "
             if hint := HINTS.get((name, way)):
                 note = f"{hint}; {note}"
-            rows += _rows(job, told, name, version, note, targets=way != "whole")
+            rows += _rows(job, runs, name, version, note, targets=way != "whole")
 
     return rows
 
@@ -92,24 +92,38 @@ def compared(
 
 def _rows(
     job: str,
-    told: Sequence[tuple[Spent, Spent]],
+    runs: Sequence[tuple[Spent, Spent]],
     peer: str,
     version: str,
     note: str,
     *,
     targets: bool,
 ) -> list[dict[str, Any]]:
-    processor = ratio(told, "processor_seconds").median
-    ours, theirs = ([s.peak_mib for s in side] for side in zip(*told, strict=True))
+    processor = ratio(runs, "processor_seconds").median
+    ours, theirs = ([s.peak_mib for s in side] for side in zip(*runs, strict=True))
     time_note = f"{note}processor time {processor:.3f}"
     peak_note = f"{note}{np.median(ours):.0f} MiB against {np.median(theirs):.0f} MiB"
 
     return [
-        row(job, ratio(told), unit="time", at_most=1.0 if targets else None,
-            peer=peer, peer_version=version, note=time_note),
-        row(job, ratio(told, "peak_mib"), unit="peak memory above the weights",
-            at_most=0.5 if targets else None, peer=peer, peer_version=version, note=peak_note),
-    ]  # fmt: skip
+        row(
+            job,
+            ratio(runs),
+            unit="time",
+            at_most=1.0 if targets else None,
+            peer=peer,
+            peer_version=version,
+            note=time_note,
+        ),
+        row(
+            job,
+            ratio(runs, "peak_mib"),
+            unit="peak memory above the weights",
+            at_most=0.5 if targets else None,
+            peer=peer,
+            peer_version=version,
+            note=peak_note,
+        ),
+    ]
 
 
 def check_equal(ours: Worker, theirs: Worker, folder: Path) -> float:
@@ -122,13 +136,13 @@ def check_equal(ours: Worker, theirs: Worker, folder: Path) -> float:
     scale = np.abs(kept[1]).max(axis=(1, 2), keepdims=True)
     gap = float((np.abs(kept[0] - kept[1]) / scale).max())
     if gap > 0.05:
-        raise SystemExit(f"error: both sides should read the same, and differ by {gap:.2g}")
+        raise SystemExit(f"error: both sides should read the same values but differ by {gap:.2g}")
 
     return gap
 
 
 def write_inputs(folder: Path, prompts: int) -> tuple[str, str]:
-    """Writes batches and prompts for every side; the model's folder, and what was written."""
+    """Writes batches and prompts for every side; returns the model's folder and a description."""
     model: Model = offkey.load("smollm2-135m-instruct")
     data = get_task("comparison").make(0)
     budget = budget_for(model.device)
@@ -149,7 +163,7 @@ def write_inputs(folder: Path, prompts: int) -> tuple[str, str]:
 
 
 def _count(name: str, prompts: int) -> int:
-    """How many prompts the whole job is given."""
+    """Number of prompts of the whole job."""
     return prompts if name == "trusted" else prompts * 2 // 3
 
 

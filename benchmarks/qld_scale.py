@@ -5,8 +5,8 @@
     python -m benchmarks.qld_scale
 
 Each size runs in a process of its own. The unembedding is the bundled model's; the activations
-are Gaussian draws of the same width, since drawing samples is no part of the cost,
-and the target is a token that no sample shows. Part of the rows is checked in float64.
+are Gaussian draws of the same width, since the cost excludes drawing samples,
+and the target is a token that no sample has on top. Part of the rows is checked in float64.
 """
 
 import argparse
@@ -42,12 +42,16 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         rows.append({**json.loads(done.stdout), "threads": int(threads)})
         print(rows[-1], flush=True)
-    write_results(RESULTS, rows, command=f"OMP_NUM_THREADS={threads} python -m "
-                  "benchmarks.qld_scale", seeds=[0])  # fmt: skip
+    write_results(
+        RESULTS,
+        rows,
+        command=f"OMP_NUM_THREADS={threads} python -m benchmarks.qld_scale",
+        seeds=[0],
+    )
 
 
 def measured(samples: int) -> dict[str, Any]:
-    """One run: seconds of the estimate, and the most memory that the process ever held."""
+    """One run: seconds of the estimate, and the peak memory of the process."""
     import torch
 
     from offkey.estimate.risk import Draws, Whitening, qld
@@ -61,7 +65,7 @@ def measured(samples: int) -> dict[str, Any]:
     draws = Draws(finals, weight, torch.zeros(len(weight)))
     target = unseen(draws)
     start, processor = time.perf_counter(), time.process_time()
-    found = qld(draws, target)
+    estimate = qld(draws, target)
     seconds = time.perf_counter() - start
     processor = time.process_time() - processor
     peak = memory_mib("VmHWM")
@@ -74,8 +78,10 @@ def measured(samples: int) -> dict[str, Any]:
         intervals(part, unembedding, shift)
         for part in (finals[:CHECKED], finals[:CHECKED].double())
     )
-    gap = max(float((a - b).nan_to_num(0, 0, 0).abs().amax())
-              for a, b in zip(single, double, strict=True))  # fmt: skip
+    gap = max(
+        float((a - b).nan_to_num(0, 0, 0).abs().amax())
+        for a, b in zip(single, double, strict=True)
+    )
 
     return {
         "samples": samples,
@@ -86,9 +92,9 @@ def measured(samples: int) -> dict[str, Any]:
         "processor_seconds": round(processor, 1),
         "peak_memory_mib": round(peak),
         "met": peak < LIMIT_MIB and seconds < LIMIT_SECONDS,
-        "estimate": found.value,
-        "effective_samples": found.effective_samples,
-        "status": found.status,
+        "estimate": estimate.value,
+        "effective_samples": estimate.effective_samples,
+        "status": estimate.status,
         "shortest_accepting_length": axis.norm,
         "largest_gap_to_float64": gap,
         "checked_rows": CHECKED,
@@ -96,7 +102,7 @@ def measured(samples: int) -> dict[str, Any]:
 
 
 def activations(samples: int, width: int) -> Any:
-    """A common mean, 32 directions of large variance, and noise; no dimension is without any."""
+    """A common mean, 32 directions of large variance, and noise; every dimension has some."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -111,14 +117,14 @@ def activations(samples: int, width: int) -> Any:
 
 
 def unseen(draws: Any) -> int:
-    """Of the tokens that no sample shows, the hundredth by its logit at the mean."""
+    """Of the tokens that are on top in no sample, the hundredth by its logit at the mean."""
     import torch
 
-    seen = torch.zeros(len(draws.weight), dtype=torch.bool)
-    seen[draws.top_tokens] = True
+    is_shown = torch.zeros(len(draws.weight), dtype=torch.bool)
+    is_shown[draws.top_tokens] = True
     logits = draws.weight @ draws.normal.mean.float()
 
-    return int(logits.masked_fill(seen, -math.inf).topk(100).indices[-1])
+    return int(logits.masked_fill(is_shown, -math.inf).topk(100).indices[-1])
 
 
 if __name__ == "__main__":

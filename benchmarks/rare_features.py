@@ -1,12 +1,12 @@
-"""A dictionary trained on samples, and one on the closed form: who learns what is rare.
+"""A dictionary trained on samples, and one on the closed form: which learns rare features?
 
 ::
 
     python -m benchmarks.rare_features
 
-The distribution is known: common features, and rare ones that a sample of this size hardly
-holds. ``samples`` trains on rows, ``samples, rare forced`` on rows in which half have a rare
-feature on by force (what one can do who knows the distribution and still samples). ``Gaussian``
+The distribution is known: common features, and rare ones that hardly appear in a sample of this
+size. ``samples`` trains on rows, ``samples, rare forced`` on rows of which half have a rare
+feature forced on (possible only if the distribution is known). ``Gaussian``
 trains on the closed form of the loss over the layer's Gaussian, ``Gaussians, one a rare feature``
 over a mixture of those given that each rare feature is on.
 """
@@ -55,9 +55,13 @@ def planted(seed: int) -> IndependentFeatures:
     rates[COMMON:] = RATES["rare"]
 
     return IndependentFeatures(
-        rates, torch.full((count,), 3.0), torch.full((count,), 0.4),
-        decoder / decoder.norm(dim=1, keepdim=True), noise=1e-3, slab="lognormal",
-    )  # fmt: skip
+        rates,
+        torch.full((count,), 3.0),
+        torch.full((count,), 0.4),
+        decoder / decoder.norm(dim=1, keepdim=True),
+        noise=1e-3,
+        slab="lognormal",
+    )
 
 
 def parts(made: IndependentFeatures) -> list[tuple[float, Normal]]:
@@ -76,7 +80,7 @@ def forced(made: IndependentFeatures, count: int, generator: torch.Generator) ->
 
 
 def compared(seed: int) -> list[dict[str, Any]]:
-    """One row a method."""
+    """One row for each method."""
     made = planted(seed)
     generator = torch.Generator().manual_seed(100 + seed)
     latents, rows = made.sample(ROWS, generator)
@@ -86,17 +90,20 @@ def compared(seed: int) -> list[dict[str, Any]]:
     methods: dict[str, Callable[[], SparseDictionary]] = {
         "samples": lambda: fit_dictionary(rows, LATENTS, sampled, penalty=PENALTY),
         "samples, rare forced": lambda: fit_dictionary(
-            with_force, LATENTS, sampled, penalty=PENALTY),
+            with_force, LATENTS, sampled, penalty=PENALTY
+        ),
         "Gaussian": lambda: fit_to_normals(
-            [(1.0, made.moments())], LATENTS, exact, penalty=PENALTY),
+            [(1.0, made.moments())], LATENTS, exact, penalty=PENALTY
+        ),
         "Gaussians, one a rare feature": lambda: fit_to_normals(
-            parts(made), LATENTS, exact, penalty=PENALTY),
-    }  # fmt: skip
-    found = []
+            parts(made), LATENTS, exact, penalty=PENALTY
+        ),
+    }
+    rows = []
     for name, fit in methods.items():
         start = time.process_time()
         dictionary = fit()
-        found.append(
+        rows.append(
             {
                 "method": name,
                 "seed": seed,
@@ -106,13 +113,13 @@ def compared(seed: int) -> list[dict[str, Any]]:
             }
         )
 
-    return found
+    return rows
 
 
 def judged(
     made: IndependentFeatures, dictionary: SparseDictionary, generator: torch.Generator
 ) -> dict[str, float]:
-    """Loss on fresh rows, common and with a rare feature on; directions that were found."""
+    """Loss on fresh rows, common and with a rare feature on; similarity of the directions."""
     _, common = made.sample(20_000, generator)
     drawn = [made.given(on=[k]).sample(2000, generator) for k in range(COMMON, COMMON + RARE)]
     rare = torch.cat([rows for _, rows in drawn])

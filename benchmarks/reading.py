@@ -1,4 +1,4 @@
-"""Reading every layer beside the plain forward pass, and half of the layers beside all."""
+"""The cost of reading every layer, and of reading half of them, against a plain forward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,12 +46,12 @@ class Passes:
             kept.covariance()
 
     def first_half(self) -> None:
-        """The middle layer's output, beyond which nothing is needed."""
+        """The middle layer's output, after which the pass can stop."""
         for batch in self.batches:
             self.model.read(batch, self.middle)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What was run."""
         return (
             f"bundled model in {str(self.model.dtype).removeprefix('torch.')}, "
@@ -60,27 +60,39 @@ class Passes:
 
 
 def harvest(settings: Settings) -> list[dict[str, Any]]:
-    """Every layer's output and covariance for how much more than the plain pass."""
+    """The cost of every layer's output and covariance over the plain pass."""
     passes = Passes(settings.prompts)
-    told = _compared(passes.every_layer, passes.plain, settings.pairs)
-    note = f"{passes.said}; processor time {ratio(told, 'processor_seconds').median:.3f}"
+    runs = _compared(passes.every_layer, passes.plain, settings.pairs)
+    note = f"{passes.description}; processor time {ratio(runs, 'processor_seconds').median:.3f}"
 
     return [
-        row("read every resid_post and keep a covariance a layer", ratio(told), unit="time",
-            at_most=1.10, peer="plain forward pass", note=note)
-    ]  # fmt: skip
+        row(
+            "read every resid_post and keep a covariance a layer",
+            ratio(runs),
+            unit="time",
+            at_most=1.10,
+            peer="plain forward pass",
+            note=note,
+        )
+    ]
 
 
 def half(settings: Settings) -> list[dict[str, Any]]:
-    """What a reading in the middle costs of the full pass."""
+    """The cost of reading the middle layer, as a share of the full pass."""
     passes = Passes(settings.prompts)
-    told = _compared(passes.first_half, passes.plain, settings.pairs)
-    note = f"{passes.said}; processor time {ratio(told, 'processor_seconds').median:.3f}"
+    runs = _compared(passes.first_half, passes.plain, settings.pairs)
+    note = f"{passes.description}; processor time {ratio(runs, 'processor_seconds').median:.3f}"
 
     return [
-        row("read from the first half of the layers only", ratio(told), unit="time",
-            at_most=0.6, peer="plain forward pass", note=note)
-    ]  # fmt: skip
+        row(
+            "read from the first half of the layers only",
+            ratio(runs),
+            unit="time",
+            at_most=0.6,
+            peer="plain forward pass",
+            note=note,
+        )
+    ]
 
 
 def _compared(

@@ -1,4 +1,4 @@
-"""One ReLU layer of width 1024 with its full covariance, beside the matrix products it needs.
+"""One ReLU layer of width 1024 with its full covariance, against the matrix products it needs.
 
 ::
 
@@ -32,14 +32,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
-    rows = [beside_matrix_products(name, normal, told.pairs)
-            for name, normal in states(told.width)]  # fmt: skip
-    write_results(told.out, rows, command="python -m benchmarks.relu_layer", seeds=[0])
-    for found in rows:
-        print(f"{found['job']}: {found['ratio']} [{found['low']}, {found['high']}], "
-              f"target {found['target']}, {found['note']}")  # fmt: skip
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [
+        beside_matrix_products(name, normal, options.pairs)
+        for name, normal in states(options.width)
+    ]
+    write_results(options.out, rows, command="python -m benchmarks.relu_layer", seeds=[0])
+    for result in rows:
+        print(
+            f"{result['job']}: {result['ratio']} [{result['low']}, {result['high']}], "
+            f"target {result['target']}, {result['note']}"
+        )
 
 
 def beside_matrix_products(name: str, normal: Normal, pairs: int) -> dict[str, Any]:
@@ -53,19 +57,25 @@ def beside_matrix_products(name: str, normal: Normal, pairs: int) -> dict[str, A
     def products() -> None:
         made["plain"] = weight @ normal.covariance @ weight.T
 
-    ours(), products()  # noqa: B018 # what is set up once is not counted
-    found = interleaved(lambda: measured(ours), lambda: measured(products), pairs)
+    ours(), products()  # noqa: B018 # the first call is not counted
+    runs = interleaved(lambda: measured(ours), lambda: measured(products), pairs)
     before = linear(normal, weight).state
     note = (
         f"float64, {torch.get_num_threads()} threads; largest correlation "
         f"{largest_correlation(before):.2f}; largest error of 10,000 pairs against one by one "
         f"{error_of_pairs(before, made['state']):.1e} of both standard deviations; processor time "
-        f"{ratio(found, 'processor_seconds').median:.2f}"
+        f"{ratio(runs, 'processor_seconds').median:.2f}"
     )
 
-    return row(f"ReLU layer, width {len(normal.mean)}, {name}", ratio(found), unit="time",
-               at_most=TARGET, peer="W S Wᵀ (torch)", peer_version=torch.__version__,
-               note=note)  # fmt: skip
+    return row(
+        f"ReLU layer, width {len(normal.mean)}, {name}",
+        ratio(runs),
+        unit="time",
+        at_most=TARGET,
+        peer="W S Wᵀ (torch)",
+        peer_version=torch.__version__,
+        note=note,
+    )
 
 
 def states(width: int) -> list[tuple[str, Normal]]:

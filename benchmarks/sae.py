@@ -69,10 +69,10 @@ def split(out: Path) -> tuple[Prompts, Prompts]:
     path = out / "text.jsonl"
     if not path.is_file():
         texts().to_jsonl(path)
-    told = read_prompts(path)
-    parts = [[i for i, held in enumerate(told["held_out"]) if held == one] for one in (0, 1)]
+    prompts = read_prompts(path)
+    parts = [[i for i, held in enumerate(prompts["held_out"]) if held == one] for one in (0, 1)]
 
-    return told.take(parts[0]), told.take(parts[1])
+    return prompts.take(parts[0]), prompts.take(parts[1])
 
 
 def trained(kind: str, blocks: SiteBlocks, out: Path) -> Dictionary:
@@ -90,7 +90,7 @@ def trained(kind: str, blocks: SiteBlocks, out: Path) -> Dictionary:
 
 def measured(dictionary: Dictionary, model: Model, held_out: Prompts) -> dict[str, Any]:
     """A row of the results."""
-    found = measure(dictionary, model, held_out)
+    quality = measure(dictionary, model, held_out)
     recipe = dictionary.about["recipe"]
 
     return {
@@ -102,7 +102,7 @@ def measured(dictionary: Dictionary, model: Model, held_out: Prompts) -> dict[st
         "activations_seen": recipe["rows"],
         "training_processor_seconds": dictionary.about["seconds"],
         "dead_in_training": dictionary.about["dead_in_training"],
-        **{name: _rounded(value) for name, value in found.as_row().items()},
+        **{name: _rounded(value) for name, value in quality.as_row().items()},
     }
 
 

@@ -48,20 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = []
     with tempfile.TemporaryDirectory(prefix="offkey-") as spare:
         path = Path(spare) / "rows.safetensors"
-        count = told.steps * told.batch
-        save_file({"train": given_rows(told.data, count)}, path)
-        for latents in told.latents:
-            rows += beside(told, path, latents)
-    words = f"--latents {' '.join(map(str, told.latents))} --pairs {told.pairs}"
+        count = options.steps * options.batch
+        save_file({"train": given_rows(options.data, count)}, path)
+        for latents in options.latents:
+            rows += beside(options, path, latents)
+    words = f"--latents {' '.join(map(str, options.latents))} --pairs {options.pairs}"
     command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python -m benchmarks.sae_peer "
-    command += "--peer PATH " + ("--data out/sae/acts-train " if told.data else "") + words
-    write_results(told.out, rows, command=command, seeds=[0])
+    command += "--peer PATH " + ("--data out/sae/acts-train " if options.data else "") + words
+    write_results(options.out, rows, command=command, seeds=[0])
 
 
 def given_rows(folder: Path | None, count: int) -> Float[Tensor, "n d"]:
@@ -92,25 +92,34 @@ def planted(count: int, width: int = 576, directions: int = 2048) -> Float[Tenso
     return torch.nn.functional.embedding_bag(places, known, per_sample_weights=sizes, mode="sum")
 
 
-def beside(told: argparse.Namespace, path: Path, latents: int) -> list[dict[str, Any]]:
+def beside(options: argparse.Namespace, path: Path, latents: int) -> list[dict[str, Any]]:
     """Rows of one width: each way of the peer beside ours."""
-    sizes = ["--latents", str(latents), "--active", str(told.active), "--batch", str(told.batch)]
+    sizes = [
+        "--latents",
+        str(latents),
+        "--active",
+        str(options.active),
+        "--batch",
+        str(options.batch),
+    ]
     arguments = ["--data", str(path), *sizes]
-    command, environment = peer_command(told.peer, SIDES / "sae_lens_side.py", arguments)
+    command, environment = peer_command(options.peer, SIDES / "sae_lens_side.py", arguments)
     own = [sys.executable, str(SIDES / "sae_offkey_side.py"), *arguments]
-    found = []
+    rows = []
     with Worker(own) as ours, Worker(command, {**environment, "WANDB_MODE": "disabled"}) as theirs:
         for job, mine in JOBS.items():
             ours.run(mine), theirs.run(job)
             pairs = interleaved(
-                lambda j=job: theirs.run(j), lambda m=mine: ours.run(m), told.pairs
+                lambda j=job: theirs.run(j), lambda m=mine: ours.run(m), options.pairs
             )
-            rows, note = told.steps * told.batch, NOTES[job]
+            rows, note = options.steps * options.batch, NOTES[job]
             speed = rows / float(np.median([own.processor_seconds for _, own in pairs]))
-            note += f"; {rows} activations of width 576, {latents} latents, batch {told.batch}; "
+            note += (
+                f"; {rows} activations of width 576, {latents} latents, batch {options.batch}; "
+            )
             note += f"ours {speed:.0f} a processor second"
             for what in ("seconds", "processor_seconds"):
-                found.append(
+                rows.append(
                     row(
                         f"SAE training, {job}, {latents} latents",
                         ratio(pairs, what),
@@ -121,9 +130,9 @@ def beside(told: argparse.Namespace, path: Path, latents: int) -> list[dict[str,
                         peer_version=theirs.facts["version"],
                     )
                 )
-            print(found[-1], flush=True)
+            print(rows[-1], flush=True)
 
-    return found
+    return rows
 
 
 if __name__ == "__main__":

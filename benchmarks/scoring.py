@@ -40,13 +40,23 @@ def published_rows(settings: Settings) -> list[dict[str, Any]]:
 
     ours()
     plain.both()
-    told = interleaved(lambda: measured(ours), lambda: measured(plain.both), settings.pairs)
+    runs = interleaved(lambda: measured(ours), lambda: measured(plain.both), settings.pairs)
     names = ", ".join(detector.name for detector in made)
-    note = (f"{names}; {len(trusted)} trusted and {len(test)} test prompts; processor time "
-            f"{ratio(told, 'processor_seconds').median:.3f}")  # fmt: skip
+    note = (
+        f"{names}; {len(trusted)} trusted and {len(test)} test prompts; processor time "
+        f"{ratio(runs, 'processor_seconds').median:.3f}"
+    )
 
-    return [row("published rows over a task", ratio(told), unit="time", at_most=2.5,
-                peer="plain forward and backward pass", note=note)]  # fmt: skip
+    return [
+        row(
+            "published rows over a task",
+            ratio(runs),
+            unit="time",
+            at_most=2.5,
+            peer="plain forward and backward pass",
+            note=note,
+        )
+    ]
 
 
 def one_prompt(settings: Settings) -> list[dict[str, Any]]:
@@ -67,9 +77,19 @@ def one_prompt(settings: Settings) -> list[dict[str, Any]]:
 
     ours()
     theirs()
-    told = interleaved(lambda: measured(ours), lambda: measured(theirs), settings.pairs)
-    note = (f"{len(prompts)} prompts, one at a time; processor time "
-            f"{ratio(told, 'processor_seconds').median:.3f}")  # fmt: skip
+    runs = interleaved(lambda: measured(ours), lambda: measured(theirs), settings.pairs)
+    note = (
+        f"{len(prompts)} prompts, one at a time; processor time "
+        f"{ratio(runs, 'processor_seconds').median:.3f}"
+    )
 
-    return [row("one prompt by the default detector", ratio(told), unit="time", at_most=3.0,
-                peer="plain forward pass", note=note)]  # fmt: skip
+    return [
+        row(
+            "one prompt by the default detector",
+            ratio(runs),
+            unit="time",
+            at_most=3.0,
+            peer="plain forward pass",
+            note=note,
+        )
+    ]

@@ -1,4 +1,4 @@
-"""How much is run, and where peers are."""
+"""Size of the benchmarks, and where peers are installed."""
 
 import os
 import sys
@@ -11,12 +11,12 @@ __all__ = ["Settings", "peer_command"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is run.
+    """Size of the benchmarks.
 
     Attributes:
         pairs: interleaved pairs of each comparison.
         prompts: prompts of each pass.
-        full: the large sizes, which take long.
+        full: whether to run the large sizes too, which take long.
         peers: where each peer is installed, by name.
     """
 
@@ -27,13 +27,13 @@ class Settings:
 
 
 def peer_command(path: Path, script: Path, arguments: Sequence[str]) -> tuple[list[str], dict]:
-    """Command and variables that run a script where a peer is installed.
+    """Command and environment that run a script where a peer is installed.
 
     Args:
         path: an interpreter, a virtual environment, or a folder of packages or a checkout, which
             is put before this interpreter's own.
-        script: what is run.
-        arguments: given to it.
+        script: the script.
+        arguments: of the script.
     """
     python = path / "bin" / "python" if (path / "bin" / "python").exists() else path
     if python.is_file():
@@ -41,4 +41,4 @@ def peer_command(path: Path, script: Path, arguments: Sequence[str]) -> tuple[li
     if path.is_dir():
         before = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
         return [sys.executable, str(script), *arguments], {"PYTHONPATH": before}
-    raise SystemExit(f"error: peer {path}: no interpreter and no folder is there")
+    raise SystemExit(f"error: peer {path}: there is neither an interpreter nor a folder")

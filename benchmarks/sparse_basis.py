@@ -1,10 +1,10 @@
-"""Anomalies in the basis of a dictionary beside the basis of neurons.
+"""Anomalies in the basis of a dictionary against the basis of neurons.
 
 ::
 
     python -m benchmarks.sparse_basis
 
-For planted features and for layers of two organisms: how well each basis tells anomalous rows
+For planted features and for layers of two organisms: how well each basis separates anomalous rows
 from normal ones, and how many bits of held-out trusted rows it explains beyond what it costs,
 with the dictionary's own weights free of charge and charged.
 """
@@ -83,18 +83,26 @@ def planted() -> Iterator[Data]:
     rates = torch.full((count,), 0.04)
     rates[:16] = 0.002
     made = IndependentFeatures(
-        rates, torch.full((count,), 3.0), torch.full((count,), 0.5), decoder,
-        noise=0.01, slab="lognormal",
-    )  # fmt: skip
+        rates,
+        torch.full((count,), 3.0),
+        torch.full((count,), 0.5),
+        decoder,
+        noise=0.01,
+        slab="lognormal",
+    )
     rare = made.given(on=range(3), off=range(16, count))
     kinds = {
         "three rare features at once": IndependentFeatures(
-            torch.where(torch.arange(count) < 16, 0.19, rates), made.means, made.variances,
-            decoder, noise=0.01, slab="lognormal",
+            torch.where(torch.arange(count) < 16, 0.19, rates),
+            made.means,
+            made.variances,
+            decoder,
+            noise=0.01,
+            slab="lognormal",
         ),
         "nothing but rare features": rare,
         "a direction that is no feature": None,
-    }  # fmt: skip
+    }
     _, trusted = made.sample(6500, generator)
     for name, odd in kinds.items():
         _, normal = made.sample(500, generator)
@@ -105,9 +113,15 @@ def planted() -> Iterator[Data]:
             away = torch.randn(500, width, generator=generator, dtype=torch.float64)
             other = other + 2 * away / away.norm(dim=1, keepdim=True)
         yield Data(
-            f"planted: {name}", trusted[:6000], trusted[:6000], trusted[6000:],
-            torch.cat([normal, other]), torch.arange(1000) // 500, 128, made,
-        )  # fmt: skip
+            f"planted: {name}",
+            trusted[:6000],
+            trusted[:6000],
+            trusted[6000:],
+            torch.cat([normal, other]),
+            torch.arange(1000) // 500,
+            128,
+            made,
+        )
 
 
 def organism(task: str, clean: Model) -> Iterator[Data]:
@@ -144,9 +158,12 @@ def measured(data: Data) -> Iterator[dict[str, Any]]:
     dictionary = fit_dictionary(data.pool, data.latents, steps, penalty=0.5)
     codes = dictionary.encode(data.fit)
     features = IndependentFeatures.fit(
-        codes, dictionary.decoder, rows=data.fit, offset=dictionary.decoder_bias,
+        codes,
+        dictionary.decoder,
+        rows=data.fit,
+        offset=dictionary.decoder_bias,
         slab="lognormal",
-    )  # fmt: skip
+    )
     about = {
         "data": data.name,
         "width": data.fit.shape[1],
@@ -157,12 +174,17 @@ def measured(data: Data) -> Iterator[dict[str, Any]]:
         "rows_fitted": len(data.fit),
         "rows_held": len(data.held),
     }
-    for (basis, score), found in scores(data, dictionary, features).items():
-        told = auroc(found.tolist(), data.labels.tolist())
+    for (basis, score), values in scores(data, dictionary, features).items():
+        area = auroc(values.tolist(), data.labels.tolist())
         yield {
-            **about, "basis": basis, "score": score, "auroc": told.value, "low": told.low,
-            "high": told.high, **bits(data, basis, score, features),
-        }  # fmt: skip
+            **about,
+            "basis": basis,
+            "score": score,
+            "auroc": area.value,
+            "low": area.low,
+            "high": area.high,
+            **bits(data, basis, score, features),
+        }
 
 
 def explained(dictionary: SparseDictionary, rows: Tensor) -> float:
@@ -239,13 +261,17 @@ def bits(
     models: dict[tuple[str, str], Callable[[], tuple[Normal, int]]] = {
         ("neurons", "variances"): lambda: (gaussians(data)["variances"], width),
         ("neurons", "covariance"): lambda: (
-            gaussians(data)["covariance"], width * (width + 1) // 2),
+            gaussians(data)["covariance"],
+            width * (width + 1) // 2,
+        ),
         ("sparse", "Gaussian of the features"): lambda: (features.moments(), latents + 1),
-    }  # fmt: skip
+    }
     if data.truth is not None:
         truth = data.truth
         models["true features", "Gaussian of the features"] = lambda: (
-            truth.moments(), len(truth.rates) + 1)  # fmt: skip
+            truth.moments(),
+            len(truth.rates) + 1,
+        )
     if (basis, score) not in models:
         return {"explained_bits": None, "net_bits": None, "net_bits_dictionary_charged": None}
     normal, values = models[basis, score]()
@@ -257,8 +283,11 @@ def bits(
         weights = data.truth.decoder.numel()
     charged = basis_surprise((normal, values + weights), empty, held, fitted_on)
 
-    return {"explained_bits": free.explained, "net_bits": free.net,
-            "net_bits_dictionary_charged": charged.net}  # fmt: skip
+    return {
+        "explained_bits": free.explained,
+        "net_bits": free.net,
+        "net_bits_dictionary_charged": charged.net,
+    }
 
 
 if __name__ == "__main__":

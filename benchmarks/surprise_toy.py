@@ -95,14 +95,14 @@ def accounts() -> list[dict[str, Any]]:
 
 def crossings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """From how many draws on each argument beats the one before it: none, A, B."""
-    told = {row["argument"]: row for row in rows}
+    by_name = {row["argument"]: row for row in rows}
 
     return [
         {
             "kind": "crossing",
             "argument": f"{before} to {after}",
-            "draws": (told[after]["argument_bits"] - told[before]["argument_bits"])
-            / (told[before]["bits_a_draw"] - told[after]["bits_a_draw"]),
+            "draws": (by_name[after]["argument_bits"] - by_name[before]["argument_bits"])
+            / (by_name[before]["bits_a_draw"] - by_name[after]["bits_a_draw"]),
         }
         for before, after in pairwise(("none", "A", "B"))
     ]
@@ -115,7 +115,7 @@ def searches() -> list[dict[str, Any]]:
     rows = []
     for draws in DRAWS:
         outcome = Events(draws)
-        found: dict[str, ArgumentSearch] = {
+        results: dict[str, ArgumentSearch] = {
             "greedy": greedy(circuit, outcome),
             "greedy, pruned": greedy(circuit, outcome, prune=True),
             "guided by gradients": guided(circuit, outcome),
@@ -123,7 +123,7 @@ def searches() -> list[dict[str, Any]]:
             f"exhaustive, at most {half} pairs": exhaustive(circuit, outcome, at_most=half),
             "exhaustive": exhaustive(circuit, outcome),
         }
-        rows += [_searched(circuit, name, draws, search) for name, search in found.items()]
+        rows += [_searched(circuit, name, draws, search) for name, search in results.items()]
 
     return rows
 
@@ -150,10 +150,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=OUT, help="results file to write")
-    told = parser.parse_args()
+    options = parser.parse_args()
     rows = accounts()
     rows += crossings(rows) + searches()
-    write_results(told.out, rows, command="python -m benchmarks.surprise_toy", seeds=[0])
+    write_results(options.out, rows, command="python -m benchmarks.surprise_toy", seeds=[0])
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
 

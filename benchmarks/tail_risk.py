@@ -1,4 +1,4 @@
-"""How likely is a rare next token? Every tail estimator beside the truth by enumeration.
+"""How likely is a rare next token? Every risk estimator against the enumerated truth.
 
 ::
 
@@ -7,7 +7,7 @@
 The bundled model continues a fixed beginning and four free words of 16 candidates each, drawn
 independently and unevenly: 65,536 inputs, all of which are run once, so that the probability of
 every next token is exact. The model, the truth and all estimators compute in float32. The folder
-keeps the truth and each target's estimates; the same command goes on where it was stopped.
+keeps the truth and each target's estimates; the same command resumes where it stopped.
 """
 
 import argparse
@@ -91,11 +91,13 @@ def main() -> None:
                 write_json(path, asked(name, way(problem, draws), word, float(truth[target])))
             rows.append(json.loads(path.read_text()))
         print(f"{word!r}: {float(truth[target]):.3g}", flush=True)
-    told = calibrated(rows)
+    repaired = calibrated(rows)
     command = f"python -m benchmarks.tail_risk --samples {given.samples} --targets {given.targets}"
-    write_results(RESULTS, told + summary(told), command=command, seeds=[given.seed])
+    write_results(RESULTS, repaired + summary(repaired), command=command, seeds=[given.seed])
     title = "How likely is a rare next token? Estimates against the truth"
-    drawn_file = truth_svg(told, truth="truth", estimate="estimate", series="method", title=title)
+    drawn_file = truth_svg(
+        repaired, truth="truth", estimate="estimate", series="method", title=title
+    )
     write_text(FIGURE, drawn_file)
 
 
@@ -109,11 +111,11 @@ def rare_words(model: Model) -> tuple[TokenInputs, LanguageNetwork]:
 
 
 def _token(model: Model, word: str) -> int:
-    found = model.tokenizer.encode(" " + word)
-    if len(found) != 1:
+    tokens = model.tokenizer.encode(" " + word)
+    if len(tokens) != 1:
         raise SystemExit(f"error: {word!r} is not one token")
 
-    return int(found[0])
+    return int(tokens[0])
 
 
 def enumerated(
@@ -123,14 +125,14 @@ def enumerated(
     path = folder / "truth.safetensors"
     if not path.exists():
         finals = torch.empty(inputs.count, network.weight.shape[1])
-        for choices, found in network.walk(inputs):
-            finals[_number(choices)] = found
+        for choices, activations in network.walk(inputs):
+            finals[_number(choices)] = activations
             print(f"enumerated up to {int(_number(choices)[-1]) + 1}", end="\r", flush=True)
         first = Draws(finals, network.weight, network.bias).top_tokens
         write_tensors(path, {"finals": finals, "first": first})
-    told = load_file(path)
+    kept = load_file(path)
 
-    return told["finals"], told["first"]
+    return kept["finals"], kept["first"]
 
 
 def _number(choices: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ def truths(inputs: TokenInputs, first: Tensor) -> Tensor:
 
 
 def spread(truth: Tensor, count: int) -> list[int]:
-    """Targets whose log-probabilities lie as evenly as there are tokens."""
+    """Targets with log-probabilities spaced as evenly as the tokens allow."""
     known = [int(t) for t in ((truth >= LEAST) & (truth <= MOST)).nonzero()[:, 0]]
     wanted = torch.linspace(math.log(LEAST), math.log(MOST), count)
     chosen: list[int] = []
@@ -159,7 +161,7 @@ def spread(truth: Tensor, count: int) -> list[int]:
 def drawn(
     inputs: TokenInputs, network: LanguageNetwork, finals: Tensor, samples: int, seed: int
 ) -> Draws:
-    """Samples of the inputs, whose activations were computed by the enumeration."""
+    """Samples of the inputs, with activations from the enumeration."""
     choices = inputs.draw(samples, torch.Generator().manual_seed(seed))
 
     return Draws(finals[_number(choices)], network.weight, network.bias)
@@ -183,53 +185,62 @@ def ways(samples: int, seed: int) -> Mapping[str, Method]:
     }
 
 
-def asked(method: str, found: Estimate, target: str, truth: float) -> dict[str, Any]:
+def asked(method: str, estimate: Estimate, target: str, truth: float) -> dict[str, Any]:
     """One row."""
     return {
         "method": method,
         "target": target,
         "truth": truth,
-        "estimate": found.value,
-        "standard_error": found.error,
-        "effective_samples": found.effective_samples,
-        "resolution": found.resolution,
-        "status": found.status,
-        "reason": found.reason,
-        "loss": itakura_saito(truth, found.value) if found.value else None,
+        "estimate": estimate.value,
+        "standard_error": estimate.error,
+        "effective_samples": estimate.effective_samples,
+        "resolution": estimate.resolution,
+        "status": estimate.status,
+        "reason": estimate.reason,
+        "loss": itakura_saito(truth, estimate.value) if estimate.value else None,
     }
 
 
 def calibrated(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, each with the estimate repaired by a fit on the method's other targets."""
-    told = []
+    results = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         truth = [row["truth"] for row in own]
         repaired = leave_one_out([row["estimate"] for row in own], truth)
-        told += [
+        results += [
             {**row, "calibrated": q, "calibrated_loss": itakura_saito(row["truth"], q)}
             for row, q in zip(own, repaired, strict=True)
         ]
 
-    return told
+    return results
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a method with its mean losses, and the best constant, which a method must beat."""
-    told = []
+    """One row for each method with its mean losses, and the best constant, which it must beat."""
+    means = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         answered = [row["loss"] for row in own if row["loss"] is not None]
-        told.append(_mean(method, len(own), len(answered), mean(answered) if answered else None,
-                          mean(row["calibrated_loss"] for row in own)))  # fmt: skip
+        means.append(
+            _mean(
+                method,
+                len(own),
+                len(answered),
+                mean(answered) if answered else None,
+                mean(row["calibrated_loss"] for row in own),
+            )
+        )
     truths = [row["truth"] for row in rows if row["method"] == rows[0]["method"]]
     constant, loss = best_constant(truths)
     left_out = [mean(truths[:i] + truths[i + 1 :]) for i in range(len(truths))]
     losses = [itakura_saito(p, q) for p, q in zip(truths, left_out, strict=True)]
-    told.append(_mean("best constant", len(truths), len(truths), loss, mean(losses)))
+    means.append(_mean("best constant", len(truths), len(truths), loss, mean(losses)))
 
-    return [{**row, "estimate": constant if row["method"] == "best constant" else None}
-            for row in told]  # fmt: skip
+    return [
+        {**row, "estimate": constant if row["method"] == "best constant" else None}
+        for row in means
+    ]
 
 
 def _mean(

@@ -34,14 +34,22 @@ def against_tyche(
         folder = Path(spare)
         name = _small(folder / SMALL) if model == SMALL else _tokens(model, folder)
         if model == SMALL:
-            tokens = torch.randint(2000, (SEQUENCES, LENGTH),
-                                   generator=torch.Generator().manual_seed(0))  # fmt: skip
+            tokens = torch.randint(
+                2000, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)
+            )
             _write(tokens, folder)
         version = _version(path)
-        (folder / "settings.json").write_text(json.dumps({
-            "eps": 1e-2, "sigma": 0.1, "rtol": 1e-2, "directions": int(directions),
-            "peer_version": version,
-        }))  # fmt: skip
+        (folder / "settings.json").write_text(
+            json.dumps(
+                {
+                    "eps": 1e-2,
+                    "sigma": 0.1,
+                    "rtol": 1e-2,
+                    "directions": int(directions),
+                    "peer_version": version,
+                }
+            )
+        )
         arguments = ["--model", name, "--data", str(folder)]
         command, environment = peer_command(path, SIDES / "tyche_side.py", arguments)
         own = [sys.executable, str(SIDES / "volume_side.py"), *arguments]
@@ -54,9 +62,9 @@ def against_tyche(
 
 
 def _compared(
-    ours: Worker, theirs: Worker, way: str, folder: Path, pairs: int, said: str
+    ours: Worker, theirs: Worker, way: str, folder: Path, pairs: int, description: str
 ) -> list[dict[str, Any]]:
-    told = interleaved(lambda: ours.run("run"), lambda: theirs.run(way), pairs)
+    runs = interleaved(lambda: ours.run("run"), lambda: theirs.run(way), pairs)
     ours.save(folder / "ours.npy")
     theirs.save(folder / "theirs.npy")
     (mine, mean, radius), (peers, peer_mean, peer_radius) = (
@@ -64,40 +72,71 @@ def _compared(
     )
     counted = mine / peers
     note = (
-        f"{said}, {SEQUENCES} sequences of {LENGTH} tokens, its device's name taken to mean the "
-        f"processor; mean log weight {mean:.0f} and {peer_mean:.0f}, radius {radius:.3f} and "
-        f"{peer_radius:.3f}"
+        f"{description}, {SEQUENCES} sequences of {LENGTH} tokens, its device's name taken to "
+        f"mean the processor; mean log weight {mean:.0f} and {peer_mean:.0f}, "
+        f"radius {radius:.3f} and {peer_radius:.3f}"
     )
     peer, version = f"tyche, {way} vectors", theirs.facts["version"]
-    mine_mib, peers_mib = ([s.peak_mib for s in side] for side in zip(*told, strict=True))
+    mine_mib, peers_mib = ([s.peak_mib for s in side] for side in zip(*runs, strict=True))
 
     return [
-        row("volume", Ratio(counted, counted, counted, pairs), unit="evaluations", peer=peer,
-            peer_version=version, note=f"{mine:.2f} against {peers:.2f} a direction; {note}"),
-        row("volume", ratio(told, "processor_seconds"), unit="processor time", peer=peer,
-            peer_version=version, note=said),
-        row("volume", ratio(told), unit="time", at_most=1 / 3, peer=peer, peer_version=version,
-            note=note),
-        row("volume", ratio(told, "peak_mib"), unit="peak memory above the weights", at_most=0.5,
-            peer=peer, peer_version=version,
-            note=f"{np.median(mine_mib):.0f} MiB against {np.median(peers_mib):.0f} MiB"),
-    ]  # fmt: skip
+        row(
+            "volume",
+            Ratio(counted, counted, counted, pairs),
+            unit="evaluations",
+            peer=peer,
+            peer_version=version,
+            note=f"{mine:.2f} against {peers:.2f} a direction; {note}",
+        ),
+        row(
+            "volume",
+            ratio(runs, "processor_seconds"),
+            unit="processor time",
+            peer=peer,
+            peer_version=version,
+            note=description,
+        ),
+        row(
+            "volume",
+            ratio(runs),
+            unit="time",
+            at_most=1 / 3,
+            peer=peer,
+            peer_version=version,
+            note=note,
+        ),
+        row(
+            "volume",
+            ratio(runs, "peak_mib"),
+            unit="peak memory above the weights",
+            at_most=0.5,
+            peer=peer,
+            peer_version=version,
+            note=f"{np.median(mine_mib):.0f} MiB against {np.median(peers_mib):.0f} MiB",
+        ),
+    ]
 
 
 def _small(folder: Path) -> str:
-    """A random decoder of seven million weights, for a quick look."""
+    """A random decoder of seven million weights, for a quick test."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=2000, hidden_size=256, intermediate_size=1024, num_hidden_layers=6,
-        num_attention_heads=4, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=2000,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
     return str(folder)
 
 
 def _tokens(model: str, folder: Path) -> str:
-    """Writes the tokens of a model's tokenizer; the folder of its weights."""
+    """Writes tokens of a model's tokenizer; returns the folder of its weights."""
     loaded = offkey.load(model)
     texts = "\n".join(get_task("comparison").make(0).train["prompt"][: SEQUENCES * LENGTH])
     ids = loaded.tokenizer(texts, verbose=False)["input_ids"][: SEQUENCES * LENGTH]
@@ -109,14 +148,20 @@ def _tokens(model: str, folder: Path) -> str:
 def _write(tokens: torch.Tensor, folder: Path) -> None:
     ones = torch.ones_like(tokens)
     positions = torch.arange(LENGTH).expand(SEQUENCES, -1).contiguous()
-    save_file({"0.input_ids": tokens, "0.attention_mask": ones, "0.position_ids": positions},
-              folder / "batches.safetensors")  # fmt: skip
+    save_file(
+        {"0.input_ids": tokens, "0.attention_mask": ones, "0.position_ids": positions},
+        folder / "batches.safetensors",
+    )
 
 
 def _version(path: Path) -> str | None:
     """The checkout's commit, where it is one."""
     folder = path if path.is_dir() else path.parent
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
-                           capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -58,7 +58,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Runs what was asked for."""
+    """Runs the chosen parts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.volume", description=__doc__)
     parser.add_argument("--rays", type=int, default=20_000, help="rays of each proposal")
     parser.add_argument("--mlp-rays", type=int, default=600, help="rays on the digits network")
@@ -77,28 +77,37 @@ def main() -> None:
         help="time radii vectors of the bundled model; again for more",
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = parser.parse_args()
+    options = parser.parse_args()
     warnings.simplefilter("ignore", LowESS)
     command = "python -m benchmarks.volume"
-    if told.peer is not None:
-        asked = told.peer_run or ["small,explicit,3,5", "small,implicit,3,5"]
+    if options.peer is not None:
+        asked = options.peer_run or ["small,explicit,3,5", "small,implicit,3,5"]
         rows = []
         for number, one in enumerate(asked, 1):
-            rows += against_tyche(told.peer, *one.split(","))
+            rows += against_tyche(options.peer, *one.split(","))
             so_far = f"{command} --peer PATH " + again("peer-run", asked[:number])
-            write(told.out, "volume_peer", rows, so_far)
+            write(options.out, "volume_peer", rows, so_far)
     rows = []
-    for number, one in enumerate(told.radii or (), 1):
+    for number, one in enumerate(options.radii or (), 1):
         rows.append(radii_cost(*map(int, one.split(","))))
-        so_far = f"{command} " + again("radii", told.radii[:number])
-        write(told.out, "radii_cost", rows, so_far)
-    if told.bundled:
-        write(told.out, "volume_bundled", [bundled()], f"{command} --bundled")
-    if not (told.peer or told.bundled or told.radii):
-        write(told.out, "volume_oracles", oracles(told.rays), f"{command} --rays {told.rays}")
-        rows = [*planted(told.rays), *digits(told.mlp_rays)]
-        write(told.out, "volume_proposals", rows,
-              f"{command} --rays {told.rays} --mlp-rays {told.mlp_rays}")  # fmt: skip
+        so_far = f"{command} " + again("radii", options.radii[:number])
+        write(options.out, "radii_cost", rows, so_far)
+    if options.bundled:
+        write(options.out, "volume_bundled", [bundled()], f"{command} --bundled")
+    if not (options.peer or options.bundled or options.radii):
+        write(
+            options.out,
+            "volume_oracles",
+            oracles(options.rays),
+            f"{command} --rays {options.rays}",
+        )
+        rows = [*planted(options.rays), *digits(options.mlp_rays)]
+        write(
+            options.out,
+            "volume_proposals",
+            rows,
+            f"{command} --rays {options.rays} --mlp-rays {options.mlp_rays}",
+        )
 
 
 def again(option: str, values: list[str]) -> str:
@@ -110,8 +119,13 @@ def write(folder: Path, name: str, rows: list[Row], command: str) -> None:
     """Writes a results file and shows its rows."""
     write_results(folder / f"{name}.json", rows, command=command, seeds=[0])
     for row in rows:
-        print("  ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-                        for key, value in row.items()), flush=True)  # fmt: skip
+        print(
+            "  ".join(
+                f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in row.items()
+            ),
+            flush=True,
+        )
 
 
 def quadratic(h: np.ndarray, anchor: np.ndarray | None = None) -> FunctionCost:
@@ -127,56 +141,78 @@ def oracle(case: str, exact: float, found: float, error: float | None, digits: f
     allowed = digits if error is None else 4 * error
 
     return {
-        "case": case, "exact_nats": float(exact), "found_nats": float(found),
-        "gap_nats": float(abs(found - exact)), "standard_error_nats": error,
-        "allowed_nats": float(allowed), "met": bool(abs(found - exact) <= allowed),
-    }  # fmt: skip
+        "case": case,
+        "exact_nats": float(exact),
+        "found_nats": float(found),
+        "gap_nats": float(abs(found - exact)),
+        "standard_error_nats": error,
+        "allowed_nats": float(allowed),
+        "met": bool(abs(found - exact) <= allowed),
+    }
 
 
-def sampled(case: str, exact: float, found: VolumeResult) -> Row:
-    """A row of a case whose rays differ."""
-    low, high = found.interval
+def sampled(case: str, exact: float, volume: VolumeResult) -> Row:
+    """One row for a case whose rays differ."""
+    low, high = volume.interval
     assert high is not None
 
-    return oracle(case, exact, found.log_volume, (high - low) / 2 / 1.96, 0.0)
+    return oracle(case, exact, volume.log_volume, (high - low) / 2 / 1.96, 0.0)
 
 
 def oracles(rays: int) -> list[Row]:
     """Every case with an analytic answer."""
     rows = []
     for given, exact in (
-        ((1, 0.5, 99, 5), 146.585947), ((1, 0.5, 99, 50), 183.580337),
-        ((2, -3, 11999, 100), 45961.711723), ((2, 3, 11999, 100), 46426.467304),
-        ((1, 0, 999999, 10), 2302521.277583), ((1, -30, 999999, 900), 6370382.761757),
-    ):  # fmt: skip
-        found = float(log_ray_integral(*given)[0])
-        rows.append(oracle(f"ray integral (a, b, n, R) = {given}", exact, found, None, 1e-6))
+        ((1, 0.5, 99, 5), 146.585947),
+        ((1, 0.5, 99, 50), 183.580337),
+        ((2, -3, 11999, 100), 45961.711723),
+        ((2, 3, 11999, 100), 46426.467304),
+        ((1, 0, 999999, 10), 2302521.277583),
+        ((1, -30, 999999, 900), 6370382.761757),
+    ):
+        volume = float(log_ray_integral(*given)[0])
+        rows.append(oracle(f"ray integral (a, b, n, R) = {given}", exact, volume, None, 1e-6))
     for d, exact in ((10, -18.623957), (50, -127.185933), (200, -640.468688)):
         h = np.logspace(-2, 2, d)
         proposal = Diagonal(torch.from_numpy(h))
-        found = estimate_volume(quadratic(h), EPS, LebesgueMeasure(), proposal=proposal, n=1)
-        rows.append(oracle(f"ellipsoid, D = {d}, one ray", exact, found.log_volume, None, 1e-6))
+        volume = estimate_volume(quadratic(h), EPS, LebesgueMeasure(), proposal=proposal, n=1)
+        rows.append(oracle(f"ellipsoid, D = {d}, one ray", exact, volume.log_volume, None, 1e-6))
     for d, distance, radius in ((3, 1, 1), (10, 2, 2.5), (50, 1, 6)):
         anchor = np.zeros(d)
         anchor[0] = distance
-        found = estimate_volume(
-            quadratic(np.full(d, 2.0), anchor), radius**2, GaussianMeasure(1.0),
-            proposal=Tilted(Diagonal(torch.full((d,), 2.0))), n=rays,
-        )  # fmt: skip
+        volume = estimate_volume(
+            quadratic(np.full(d, 2.0), anchor),
+            radius**2,
+            GaussianMeasure(1.0),
+            proposal=Tilted(Diagonal(torch.full((d,), 2.0))),
+            n=rays,
+        )
         exact = ncx2.logcdf(radius**2, d, distance**2)
         rows.append(
-            sampled(f"Gaussian ball, D = {d}, |θ| = {distance}, R = {radius}", exact, found)
+            sampled(f"Gaussian ball, D = {d}, |θ| = {distance}, R = {radius}", exact, volume)
         )
     g, theta = np.array([3.0, -1.0, 2.0]), np.array([0.3, 0.2, -0.5])
     slope, anchor = torch.from_numpy(g), torch.from_numpy(theta)
     half = FunctionCost(lambda x: (x - anchor) @ slope, anchor, batched=True)
-    found = estimate_volume(half, 1.0, GaussianMeasure(1.3), n=rays)
+    volume = estimate_volume(half, 1.0, GaussianMeasure(1.3), n=rays)
     length = np.linalg.norm(g)
-    rows.append(sampled("half-space, half of the rays infinite",
-                        norm.logcdf((1 / length + g @ theta / length) / 1.3), found))  # fmt: skip
+    rows.append(
+        sampled(
+            "half-space, half of the rays infinite",
+            norm.logcdf((1 / length + g @ theta / length) / 1.3),
+            volume,
+        )
+    )
     whole = FunctionCost(lambda x: 0 * x.sum(-1), torch.ones(5).double(), batched=True)
-    rows.append(oracle("whole space, D = 5, uniform", 0.0, estimate_volume(
-        whole, 1.0, GaussianMeasure(1.0), n=rays).log_volume, None, 0.1))  # fmt: skip
+    rows.append(
+        oracle(
+            "whole space, D = 5, uniform",
+            0.0,
+            estimate_volume(whole, 1.0, GaussianMeasure(1.0), n=rays).log_volume,
+            None,
+            0.1,
+        )
+    )
     rows.append(
         oracle(
             "whole space, D = 5, tilted, 5 rays",
@@ -189,28 +225,40 @@ def oracles(rays: int) -> list[Row]:
     for k in (5, 50):
         h = np.zeros(10 * k)
         h[:k] = 4
-        found = estimate_volume(quadratic(h), EPS, GaussianMeasure(1.0),
-                                proposal=Diagonal(torch.from_numpy(h)), n=rays)  # fmt: skip
-        rows.append(sampled(f"rank {k} of {10 * k}", chi2.logcdf(2 * EPS / 4, k), found))
+        volume = estimate_volume(
+            quadratic(h), EPS, GaussianMeasure(1.0), proposal=Diagonal(torch.from_numpy(h)), n=rays
+        )
+        rows.append(sampled(f"rank {k} of {10 * k}", chi2.logcdf(2 * EPS / 4, k), volume))
 
     return rows
 
 
 def proposed(
-    case: str, name: str, cost: FunctionCost | KLCost, proposal: Proposal, rays: int,
-    sigma: float = 1.0, exact: float | None = None,
-) -> Row:  # fmt: skip
-    """How well a proposal does."""
+    case: str,
+    name: str,
+    cost: FunctionCost | KLCost,
+    proposal: Proposal,
+    rays: int,
+    sigma: float = 1.0,
+    exact: float | None = None,
+) -> Row:
+    """One row for a proposal, with its effective sample size."""
     start = time.perf_counter()
-    found = estimate_volume(cost, EPS, GaussianMeasure(sigma), proposal=proposal, n=rays)
+    volume = estimate_volume(cost, EPS, GaussianMeasure(sigma), proposal=proposal, n=rays)
 
     return {
-        "case": case, "proposal": name, "effective_sample_fraction": found.ess / rays,
-        "log_prob_nats": found.log_prob, "exact_nats": None if exact is None else float(exact),
-        "max_nats": found.max, "std_nats": found.std, "is_bound": found.is_bound, "rays": rays,
-        "evaluations_per_ray": float(found.rays["evaluations"].mean()),
+        "case": case,
+        "proposal": name,
+        "effective_sample_fraction": volume.ess / rays,
+        "log_prob_nats": volume.log_prob,
+        "exact_nats": None if exact is None else float(exact),
+        "max_nats": volume.max,
+        "std_nats": volume.std,
+        "is_bound": volume.is_bound,
+        "rays": rays,
+        "evaluations_per_ray": float(volume.rays["evaluations"].mean()),
         "seconds": round(time.perf_counter() - start, 2),
-    }  # fmt: skip
+    }
 
 
 def planted(rays: int) -> list[Row]:
@@ -219,8 +267,10 @@ def planted(rays: int) -> list[Row]:
     rank = np.zeros(500)
     rank[:50] = 4
     spread = np.logspace(-2, 2, 2000)
-    known = {"rank 50 of 500": (rank, chi2.logcdf(2 * EPS / 4, 50)),
-             "log-spaced, D = 2000": (spread, None)}  # fmt: skip
+    known = {
+        "rank 50 of 500": (rank, chi2.logcdf(2 * EPS / 4, 50)),
+        "log-spaced, D = 2000": (spread, None),
+    }
     for case, (h, exact) in known.items():
         given = torch.from_numpy(h)
         for name, proposal in {
@@ -235,8 +285,16 @@ def planted(rays: int) -> list[Row]:
     exact = ncx2_log(2 * EPS / 4, 1500, float((theta[:1500] ** 2).sum()))
     base = Diagonal(torch.from_numpy(h))
     for name, proposal in {"diagonal, prior-damped": base, "tilted": Tilted(base)}.items():
-        rows.append(proposed("rank 1500 of 2000, anchor N(0, I)", name, quadratic(h, theta),
-                             proposal, rays // 4, exact=exact))  # fmt: skip
+        rows.append(
+            proposed(
+                "rank 1500 of 2000, anchor N(0, I)",
+                name,
+                quadratic(h, theta),
+                proposal,
+                rays // 4,
+                exact=exact,
+            )
+        )
 
     return rows
 
@@ -304,20 +362,27 @@ def bundled() -> Row:
     loaded = memory_mib("RssAnon")
     forget_peak()
     start, processor = time.perf_counter(), time.process_time()
-    found = estimate_volume(cost, EPS, GaussianMeasure(0.1), n=32)
+    volume = estimate_volume(cost, EPS, GaussianMeasure(0.1), n=32)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = memory_mib("VmHWM") - memory_mib("RssFile") - loaded
     weights = sum(w.numel() for w in model.module.parameters()) * 4 / 2**20
 
     return {
-        "model": model.name, "parameters": found.meta["dimensions"], "directions": 32,
-        "sequences": 8, "tokens_per_sequence": 64, "eps_nats": EPS, "sigma": 0.1,
-        "threads": torch.get_num_threads(), "seconds": round(seconds, 1),
+        "model": model.name,
+        "parameters": volume.meta["dimensions"],
+        "directions": 32,
+        "sequences": 8,
+        "tokens_per_sequence": 64,
+        "eps_nats": EPS,
+        "sigma": 0.1,
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
         "processor_seconds": round(processor, 1),
         "processor_seconds_per_direction": round(processor / 32, 2),
         "peak_mib_above_the_weights": round(peak),
-        "weights_mib": round(weights), **found.summary(),
-    }  # fmt: skip
+        "weights_mib": round(weights),
+        **volume.summary(),
+    }
 
 
 def radii_cost(directions: int, grid: int, prompts: int) -> Row:
@@ -333,21 +398,26 @@ def radii_cost(directions: int, grid: int, prompts: int) -> Row:
     centre = typical_radius(trial, EPS, params=names)
     ends = centre / SPAN**0.5, centre * SPAN**0.5
     began, processor = time.perf_counter(), time.process_time()
-    found = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)
+    vectors = radii(cost, EPS, directions, np.geomspace(*ends, grid), params=names)
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
 
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
-        "directions": directions, "grid": grid, "prompts": len(found.logs),
-        "batches": len(batches), "tokens": sum(b.inputs["input_ids"].numel() for b in batches),
-        "forwards": found.forwards, "directions_times_grid": directions * grid,
-        "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
-        "processor_seconds_per_forward": round(processor / found.forwards, 2),
-        "median_radius": float(np.median(found.values)),
-        "censored_share": float((found.censored != 0).mean()),
-        "spread_of_log_radius_over_prompts": float(found.logs.std(0).mean()),
+        "directions": directions,
+        "grid": grid,
+        "prompts": len(vectors.logs),
+        "batches": len(batches),
+        "tokens": sum(b.inputs["input_ids"].numel() for b in batches),
+        "forwards": vectors.forwards,
+        "directions_times_grid": directions * grid,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
+        "processor_seconds_per_forward": round(processor / vectors.forwards, 2),
+        "median_radius": float(np.median(vectors.values)),
+        "censored_share": float((vectors.censored != 0).mean()),
+        "spread_of_log_radius_over_prompts": float(vectors.logs.std(0).mean()),
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 def sequences(model: Model, count: int, length: int) -> list[Batch]:
@@ -357,10 +427,14 @@ def sequences(model: Model, count: int, length: int) -> list[Batch]:
     mask = torch.ones(1, length, dtype=torch.bool)
 
     return [
-        Batch({"input_ids": row[None]}, (str(number),), mask=mask,
-              positions=torch.arange(length)[None])
+        Batch(
+            {"input_ids": row[None]},
+            (str(number),),
+            mask=mask,
+            positions=torch.arange(length)[None],
+        )
         for number, row in enumerate(tokens.view(count, length))
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -76,10 +76,10 @@ class Recorded(BaseEstimator):
 
     def predict(self, mlp: MLP, budget: int) -> Any:
         """What the estimator predicts."""
-        told = self.inner.predict(mlp, budget)
-        self.predicted.append(np.asarray(told, dtype=np.float32))
+        layers = self.inner.predict(mlp, budget)
+        self.predicted.append(np.asarray(layers, dtype=np.float32))
 
-        return told
+        return layers
 
 
 def estimators(settings: RoundConfig) -> dict[str, BaseEstimator]:
@@ -152,17 +152,19 @@ def contest(settings: RoundConfig, networks: int, seed: int) -> ContestData:
 def truth(mlp: MLP, samples: int, seed: list[int], file: Path) -> Sampled:
     """Sampled means, kept in a file that every run adds to."""
     weights = [np.asarray(weight, dtype=np.float32) for weight in mlp.weights]
-    told = load(file)
-    while told is None or told.inputs < samples:
-        done = 0 if told is None else len(told.blocks)
+    stored = load(file)
+    while stored is None or stored.inputs < samples:
+        done = 0 if stored is None else len(stored.blocks)
         more = sampled_activations(weights, BLOCKS, np.random.default_rng([*seed, done]))
-        told = more if told is None else told + more
+        stored = more if stored is None else stored + more
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".part.npz")
-        np.savez(aside, layers=told.layers, blocks=told.blocks.astype(np.float32), n=told.inputs)
+        np.savez(
+            aside, layers=stored.layers, blocks=stored.blocks.astype(np.float32), n=stored.inputs
+        )
         aside.replace(file)
 
-    return told
+    return stored
 
 
 def load(file: Path) -> Sampled | None:
@@ -182,11 +184,11 @@ def measured(
     differ is not in them.
     """
     recorded = Recorded(estimator, [])
-    told = evaluate_estimator(recorded, data)
+    evaluation = evaluate_estimator(recorded, data)
     each = [debiased_mse(p[-1], t) for p, t in zip(recorded.predicted, truths, strict=True)]
     mse = fmean(one.mse for one in each)
     half = 1.96 * sum(one.deviation**2 for one in each) ** 0.5 / len(each)
-    broken = {key: count for key, count in told["failure_breakdown"].items() if count}
+    broken = {key: count for key, count in evaluation["failure_breakdown"].items() if count}
 
     return {
         "suite": suite,
@@ -194,23 +196,23 @@ def measured(
         "mse": mse,
         "low": mse - half,
         "high": mse + half,
-        "raw mse": told["final_layer_mse"],
-        "raw score": told["adjusted_final_layer_score"],
-        "score": mse * told["mean_score_multiplier"],
-        "budget share": told["mean_compute_utilization"],
+        "raw mse": evaluation["final_layer_mse"],
+        "raw score": evaluation["adjusted_final_layer_score"],
+        "score": mse * evaluation["mean_score_multiplier"],
+        "budget share": evaluation["mean_compute_utilization"],
         "limits on seconds": data.spec.wall_time_limit_s is not None,
         "limits broken": ", ".join(f"{key} {count}" for key, count in broken.items()) or None,
-        "residual seconds": worst(told, "residual_wall_time_s"),
-        "wall seconds": worst(told, "wall_time_s"),
+        "residual seconds": worst(evaluation, "residual_wall_time_s"),
+        "wall seconds": worst(evaluation, "wall_time_s"),
         "networks": len(each),
         "truth samples": min(one.inputs for one in truths),
         "truth error": fmean(one.truth_error for one in each),
     }
 
 
-def worst(told: dict[str, Any], key: str) -> float:
+def worst(evaluation: dict[str, Any], key: str) -> float:
     """The largest of a figure over the networks."""
-    return max(one[key] for one in told["per_mlp"])
+    return max(one[key] for one in evaluation["per_mlp"])
 
 
 if __name__ == "__main__":

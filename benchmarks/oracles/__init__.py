@@ -1,10 +1,10 @@
-"""Published numbers that the room of estimates must reach, one module a section.
+"""Published numbers that the estimates must reproduce, one module for each section.
 
 A module here exposes ``rows() -> list[dict[str, Any]]``: what :func:`row` or :func:`printed_row`
-returned, one for each number. ``python -m benchmarks.estimate_oracles`` finds every module of
-this package by itself, in the order of the alphabet; nothing is registered. Expected numbers are
+returned, one for each number. ``python -m benchmarks.estimate_oracles`` runs every module of this
+package in alphabetical order; nothing is registered. Expected numbers are
 stated as published; what is compared with them is computed when ``rows`` is called, in seconds,
-with fixed seeds. A module's name is its section: ``circuits``, ``gaussian``, ``tail_risk``.
+with fixed seeds. A module's name is its section: ``circuits``, ``gaussian``, ``risk``.
 """
 
 import importlib
@@ -21,10 +21,10 @@ QUADRATURE = 1e-6
 
 
 def row(oracle: str, expected: float, got: float, tolerance: float = EXACT) -> dict[str, Any]:
-    """One number beside the one that was computed.
+    """A published number next to the computed one.
 
     Args:
-        oracle: what it is, in words; unique within its section.
+        oracle: description of the number; unique within its section.
         expected: the published number.
         got: the computed one.
         tolerance: largest relative error (absolute where 0 is expected). For a sampled number
@@ -56,8 +56,8 @@ def printed_row(oracle: str, expected: str, got: float) -> dict[str, Any]:
 def all_rows() -> list[dict[str, Any]]:
     """The rows of every section, each with the name of its section in front."""
     gathered = []
-    for found in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        module = importlib.import_module(f"{__name__}.{found.name}")
-        gathered += [{"section": found.name, **told} for told in module.rows()]
+    for section in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        module = importlib.import_module(f"{__name__}.{section.name}")
+        gathered += [{"section": section.name, **numbers} for numbers in module.rows()]
 
     return gathered

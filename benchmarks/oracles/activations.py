@@ -90,23 +90,23 @@ def _draw(correlations: tuple[float, ...], count: int, seed: int) -> Tensor:
 
 
 def _planted() -> list[dict[str, Any]]:
-    told = []
+    numbers = []
     for method in ("greedy", "hard-concrete", "straight-through", "lasso"):
         for name, correlations, expected in (
             ("planted pairs", (0.5, -0.6, 0.7, -0.8), frozenset(PAIRS)),
             ("pairs in noise", (0.0,) * 4, frozenset()),
         ):
             x = _draw(correlations, 2000, seed=0)
-            found = search(torch.cov(x.T, correction=0), 2000, method)
-            wrong = len(found.pairs ^ expected)
-            told.append(row(f"{name} found wrongly or missed, {method}", 0, wrong, 0.0))
+            result = search(torch.cov(x.T, correction=0), 2000, method)
+            wrong = len(result.pairs ^ expected)
+            numbers.append(row(f"{name} found wrongly or missed, {method}", 0, wrong, 0.0))
     x = _draw((0.5, -0.6, 0.7, -0.8), 2000, seed=0)
     model = ActivationModel.empirical({"h": x}, {"h": PAIRS})
     r = torch.corrcoef(x.T)
     alone = -1000 * sum(math.log2(1 - float(r[i, j]) ** 2) for i, j in PAIRS)
     explained = surprise_of_activations(model, {"h": x}).explained
 
-    return [*told, row("bits that disjoint pairs explain", alone, explained, QUADRATURE)]
+    return [*numbers, row("bits that disjoint pairs explain", alone, explained, QUADRATURE)]
 
 
 def _flipped() -> list[dict[str, Any]]:

@@ -106,10 +106,10 @@ def gaussian_products(seed: int = 0, draws: int = 400_000) -> list[dict[str, Any
     gathered = []
     for name, node in (("product", first), ("sum", total)):
         centred = drawn[name] - drawn[name].mean()
-        told = full.estimate(node), full.covariance(node, node)
+        moments = full.estimate(node), full.covariance(node, node)
         gathered += [
-            _sampled(f"mean of a {name}", float(told[0]), drawn[name]),
-            _sampled(f"variance of a {name}", told[1], centred**2),
+            _sampled(f"mean of a {name}", float(moments[0]), drawn[name]),
+            _sampled(f"variance of a {name}", moments[1], centred**2),
         ]
     pairs = (values[0] * values[1], values[2] * values[3])
     joint = (pairs[0] - pairs[0].mean()) * (pairs[1] - pairs[1].mean())

@@ -18,15 +18,15 @@ def rows() -> list[dict[str, Any]]:
 def permanents() -> list[dict[str, Any]]:
     """One small matrix, and a constant one."""
     matrix = np.arange(1.0, 10.0).reshape(3, 3)
-    told = permanent_estimates(matrix)
+    estimates = permanent_estimates(matrix)
     constant = np.full((6, 6), 1.7)
     kinds = permanent_estimates(constant)._asdict().items()
 
     return [
         row("permanent of 1 to 9", 450.0, permanent(matrix)),
-        row("permanent of 1 to 9, from its rows", 480.0, float(told.rows)),
-        row("permanent of 1 to 9, from its columns", 720.0, float(told.columns)),
-        row("permanent of 1 to 9, from its total", 750.0, float(told.total)),
+        row("permanent of 1 to 9, from its rows", 480.0, float(estimates.rows)),
+        row("permanent of 1 to 9, from its columns", 720.0, float(estimates.columns)),
+        row("permanent of 1 to 9, from its total", 750.0, float(estimates.total)),
         *(
             row(f"constant matrix, from its {kind}", permanent(constant), float(estimate))
             for kind, estimate in kinds
@@ -62,8 +62,8 @@ def slopes(seed: int = 0, matrices: int = 4000) -> list[dict[str, Any]]:
     gathered = []
     for kind in ("rows", "columns"):
         estimates = [float(getattr(permanent_estimates(matrix), kind)) for matrix in drawn]
-        told = accuracy(truths, np.array(estimates))
+        fit = accuracy(truths, np.array(estimates))
         name = f"slope of permanents on estimates from {kind}"
-        gathered.append(row(name, 1.0, told.slope, 5 * told.slope_error))
+        gathered.append(row(name, 1.0, fit.slope, 5 * fit.slope_error))
 
     return gathered

@@ -42,8 +42,10 @@ def relu() -> list[dict[str, Any]]:
         * 0.6 ** torch.arange(61)
     )
     series = [
-        printed_row(f"ReLU pair, series to order {order}", told, float(terms[1 : order + 1].sum()))
-        for order, told in (
+        printed_row(
+            f"ReLU pair, series to order {order}", printed, float(terms[1 : order + 1].sum())
+        )
+        for order, printed in (
             (1, ".07167"),
             (2, ".08974"),
             (4, ".08935"),
@@ -157,9 +159,9 @@ def divergences() -> list[dict[str, Any]]:
     closed = full.clone()
     closed[0, 2] = closed[2, 0] = 0.81
     zero = torch.zeros(3)
-    told = divergence(Normal(zero, full), Normal(zero, closed)) / math.log(2)
+    nats = divergence(Normal(zero, full), Normal(zero, closed)) / math.log(2)
 
-    return [printed_row("divergence from a pair left out, bits", ".183286", float(told))]
+    return [printed_row("divergence from a pair left out, bits", ".183286", float(nats))]
 
 
 def networks() -> list[dict[str, Any]]:

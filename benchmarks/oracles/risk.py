@@ -37,7 +37,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _losses() -> list[dict[str, Any]]:
-    told = [
+    losses = [
         printed_row(f"Itakura-Saito loss at {name}", printed, itakura_saito(1.0, q))
         for name, printed, q in (
             ("p/2", ".307", 0.5),
@@ -53,7 +53,7 @@ def _losses() -> list[dict[str, Any]]:
     left = [itakura_saito(p, fit(q)) for p, q in zip(truths[::8000], powers, strict=True)]
 
     return [
-        *told,
+        *losses,
         printed_row("best constant, p log-uniform on 1e-9 to 1e-5", "1.0856e-6", constant),
         row("its loss", 2.3847, loss, 1e-4),
         row("exponent that repairs q = p^1.3 / 7", 1 / 1.3, fit.c, 1e-3),
@@ -88,8 +88,8 @@ def _sums() -> list[dict[str, Any]]:
         row("ITGIS, 16 tokens, sum at least 46, T = 0.5", RARE, float(cold), 0.05),
         row("ITGIS, T = 2, within 5 standard errors", RARE, float(warm), _five(warm)),
         *(
-            row(f"MHIS with bridge normaliser, T = {t}", RARE, float(found), 0.5)
-            for t, found in chains.items()
+            row(f"MHIS with bridge normaliser, T = {t}", RARE, float(estimate), 0.5)
+            for t, estimate in chains.items()
         ),
         row(
             "MHIS with harmonic normaliser is flagged, T = 0.5",
@@ -100,8 +100,8 @@ def _sums() -> list[dict[str, Any]]:
     ]
 
 
-def _five(found: Estimate) -> float:
-    return 5 * (found.error or 0.0) / RARE
+def _five(estimate: Estimate) -> float:
+    return 5 * (estimate.error or 0.0) / RARE
 
 
 def _corners() -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def _bilinear() -> Rows:
     planted = Spectrum.of(
         interactions(Bilinear.of(values[:, None] * vectors.T, vectors.T, ones)), 3
     )
-    found = [
+    numbers = [
         row("AND of bits, largest eigenvalue", 0.5, float(both[1])),
         row("AND of bits, smallest eigenvalue", -0.5, float(both[0])),
         row("XOR of bits, first eigenvalue", 2.0, float(other.values[0, 0])),
@@ -52,9 +52,9 @@ def _bilinear() -> Rows:
         row("XOR of bits, eigenvector product", -0.5, float(other.vectors[0, 0].prod())),
     ]
     for k, expected in enumerate((5.0, -2.0, 1.0)):
-        found.append(row(f"planted eigenvalue {k + 1}", expected, float(planted.values[0, k])))
+        numbers.append(row(f"planted eigenvalue {k + 1}", expected, float(planted.values[0, k])))
 
-    return found
+    return numbers
 
 
 def _invariances() -> Rows:
@@ -66,7 +66,7 @@ def _invariances() -> Rows:
         "L scaled up and R down": (scale * left, right / scale),
         "R changed by an antisymmetric map of L": (left, right + (half - half.T) @ left),
     }
-    found = [
+    numbers = [
         row(
             f"interaction matrix with {name}",
             0.0,
@@ -76,7 +76,7 @@ def _invariances() -> Rows:
     ]
     latent = in_latents(before, SparseDictionary.identity(5))
 
-    return [*found, row("identity decoder", 0.0, float((latent - before).abs().max()))]
+    return [*numbers, row("identity decoder", 0.0, float((latent - before).abs().max()))]
 
 
 def _features() -> Rows:
@@ -138,16 +138,16 @@ def _intervals() -> Rows:
         "ReLU on [-1, 2]": (relu, -2 / 3, 2.0),
         "x - x": (x - x, 0.0, 0.0),
     }
-    found = []
+    numbers = []
     for name, (form, low, high) in cases.items():
         got = form.range()
-        found += [
+        numbers += [
             row(f"{name}, low", low, float(got[0][0])),
             row(f"{name}, high", high, float(got[1][0])),
         ]
 
     return [
-        *found,
+        *numbers,
         row("ReLU on [-1, 2], centre", 2 / 3, float(relu.centre[0])),
         row("ReLU on [-1, 2], part of the input", 1.0, float(relu.generators[0, 0])),
         row("ReLU on [-1, 2], new part", 1 / 3, float(relu.generators[0, 1])),
@@ -156,7 +156,7 @@ def _intervals() -> Rows:
 
 def _soundness() -> Rows:
     """Sampled outputs outside the proved range, and outputs whose range is above that of IBP."""
-    rng, found = np.random.default_rng(0), []
+    rng, numbers = np.random.default_rng(0), []
     for depth in (1, 2, 4):
         layers: list[nn.Module] = []
         for k in range(depth):
@@ -167,15 +167,15 @@ def _soundness() -> Rows:
         low, high = -0.4 * np.ones(6), 0.6 * np.ones(6)
         form = propagate(net, AffineForm.box(low, high))
         with torch.no_grad():
-            seen = net(torch.tensor(rng.uniform(low, high, size=(100_000, 6)))).numpy()
-        outside = int(((seen < form.low) | (seen > form.high)).sum())
+            outputs = net(torch.tensor(rng.uniform(low, high, size=(100_000, 6)))).numpy()
+        outside = int(((outputs < form.low) | (outputs > form.high)).sum())
         plain = interval_bounds(net, low, high)
         wider = sum(
             a.low < b.low or a.high > b.high for a, b in zip(form.bounds(), plain, strict=True)
         )
-        found += [
+        numbers += [
             row(f"depth {depth}, samples outside the proved range", 0.0, outside),
             row(f"depth {depth}, outputs wider than intervals", 0.0, wider),
         ]
 
-    return found
+    return numbers

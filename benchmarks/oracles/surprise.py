@@ -25,8 +25,8 @@ def rows() -> list[dict[str, Any]]:
 
 def boolean() -> list[dict[str, Any]]:
     """The table, its best arguments and its crossings."""
-    told = accounts()
-    by_name = {row["argument"]: row for row in told}
+    table = accounts()
+    by_name = {row["argument"]: row for row in table}
     keys = ("bits_a_draw", "argument_bits", *(f"total_bits_at_{n}" for n in (16, 40, 64)))
     gathered = []
     for name, (share, *printed) in TABLE.items():
@@ -41,7 +41,7 @@ def boolean() -> list[dict[str, Any]]:
         gathered.append(
             row(f"least of the table at {n} draws is {name}'s", least, by_name[name][key])
         )
-    for text, crossing in zip(("31.71", "46.46"), crossings(told), strict=True):
+    for text, crossing in zip(("31.71", "46.46"), crossings(table), strict=True):
         gathered.append(printed_row(f"crossing, {crossing['argument']}", text, crossing["draws"]))
 
     return gathered
@@ -51,8 +51,8 @@ def scrubbing() -> list[dict[str, Any]]:
     """Label x₁ xor x₂ beside an irrelevant x₃; 1 - 2⁻¹⁰ on the right label."""
     inputs = list(itertools.product((0, 1), repeat=3))
 
-    def probability(seen: tuple[tuple[int, ...], ...], x: tuple[int, ...]) -> float:
-        is_right = seen[0][0] ^ seen[1][1] == x[0] ^ x[1]
+    def probability(copies: tuple[tuple[int, ...], ...], x: tuple[int, ...]) -> float:
+        is_right = copies[0][0] ^ copies[1][1] == x[0] ^ x[1]
         return 1 - 2.0**-10 if is_right else 2.0**-10
 
     toy = Scrubbing(probability, inputs, 3)

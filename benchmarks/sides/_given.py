@@ -19,9 +19,9 @@ class Given:
         parser.add_argument("--model", required=True)
         parser.add_argument("--data", type=Path, required=True)
         parser.add_argument("--attention", default="sdpa")
-        told = parser.parse_args()
-        self.model, self.attention, self.data = told.model, told.attention, told.data
-        path = told.data / "batches.safetensors"
+        options = parser.parse_args()
+        self.model, self.attention, self.data = options.model, options.attention, options.data
+        path = options.data / "batches.safetensors"
         tensors = load_file(path) if path.exists() else {}
         count = len({name.partition(".")[0] for name in tensors})
         self.batches = [

@@ -17,6 +17,6 @@ class Given:
         parser.add_argument("--data", type=Path, required=True)
         for name in ("latents", "active", "batch"):
             parser.add_argument(f"--{name}", type=int, required=True)
-        told = parser.parse_args()
-        self.train = load_file(told.data)["train"]
-        self.latents, self.active, self.batch = told.latents, told.active, told.batch
+        options = parser.parse_args()
+        self.train = load_file(options.data)["train"]
+        self.latents, self.active, self.batch = options.latents, options.active, options.batch

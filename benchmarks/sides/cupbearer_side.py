@@ -28,11 +28,14 @@ def last(activation, inputs, name):
 def scored(kind, untrusted=None):
     """Scores of the test prompts by a detector of all blocks."""
     detector = kind(activation_names=names, individual_processing_fn=last)
-    detector.train(trusted_data=trusted, untrusted_data=untrusted, model=model,
-                   batch_size=BATCH, pbar=False)  # fmt: skip
+    detector.train(
+        trusted_data=trusted, untrusted_data=untrusted, model=model, batch_size=BATCH, pbar=False
+    )
     with torch.no_grad():
-        parts = [detector.compute_scores(test[start : start + BATCH])
-                 for start in range(0, len(test), BATCH)]  # fmt: skip
+        parts = [
+            detector.compute_scores(test[start : start + BATCH])
+            for start in range(0, len(test), BATCH)
+        ]
 
     return torch.cat(parts)
 

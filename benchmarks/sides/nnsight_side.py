@@ -64,5 +64,7 @@ def whole():
     return distances(read("trusted"), read("test"))
 
 
-serve({"passes": passes, "lean": lean, "whole": whole},
-      {"version": version("nnsight"), "torch": torch.__version__})  # fmt: skip
+serve(
+    {"passes": passes, "lean": lean, "whole": whole},
+    {"version": version("nnsight"), "torch": torch.__version__},
+)

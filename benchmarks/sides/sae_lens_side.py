@@ -32,10 +32,13 @@ def trained(make, config, **settings):
     sae = make(config(**common, normalize_activations="expected_average_only_in", **settings))
     steps = -(-len(given.train) // given.batch)
     how = SAETrainerConfig(
-        total_training_samples=steps * given.batch, train_batch_size_samples=given.batch, lr=3e-4,
+        total_training_samples=steps * given.batch,
+        train_batch_size_samples=given.batch,
+        lr=3e-4,
         lr_end=3e-4,
-        n_batches_for_norm_estimate=1, logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
+        n_batches_for_norm_estimate=1,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
 
     return SAETrainer(how, sae, batches()).fit().W_dec.detach()
 

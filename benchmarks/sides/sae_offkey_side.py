@@ -14,9 +14,13 @@ given = Given()
 def trained(kind):
     """One run over all rows; the decoder."""
     recipe = DictionaryRecipe(
-        latents=given.latents, active=given.active, kind=kind, rows=len(given.train),
-        batch=given.batch, rate=3e-4,
-    )  # fmt: skip
+        latents=given.latents,
+        active=given.active,
+        kind=kind,
+        rows=len(given.train),
+        batch=given.batch,
+        rate=3e-4,
+    )
     dictionary, _ = train_dictionary(TensorBlocks(given.train), recipe)
 
     return dictionary.decoder

@@ -28,10 +28,14 @@ def run(inputs, blocks=range(layers), **settings):
 def passes(**settings):
     """Every layer's output at the last token, [layer, n, d]."""
     rows = [
-        run(batch["input_ids"], attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"], **settings)
+        run(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            **settings,
+        )
         for batch in given.batches
-    ]  # fmt: skip
+    ]
 
     return torch.cat(rows, dim=1)
 
@@ -56,5 +60,7 @@ def whole():
     return distances(read("trusted"), read("test"))
 
 
-serve({"passes": passes, "lean": lean, "whole": whole},
-      {"version": version("transformer-lens"), "torch": torch.__version__})  # fmt: skip
+serve(
+    {"passes": passes, "lean": lean, "whole": whole},
+    {"version": version("transformer-lens"), "torch": torch.__version__},
+)

@@ -1,8 +1,8 @@
-"""Volumes by the public tyche (package basin_volume), on the tokens that every side is given.
+"""Volumes by the public tyche (package basin_volume), on the same tokens as every side.
 
-Its causal estimator asks for a CUDA device by name and its package imports loaders of two
-published models. Here the device's name means the processor, and libraries that only those
-loaders use are stood in for where they are not installed; nothing of the estimate is changed.
+Its causal estimator requests a CUDA device by name, and its package imports loaders of two
+published models. Here the device's name means the processor, and libraries that only those loaders
+use are replaced by stand-ins where they are not installed; the estimate itself is unchanged.
 """
 
 import importlib
@@ -30,13 +30,17 @@ class Standing(types.ModuleType):
 
 for name in ("einops", "datasets", "torchvision", "simple_parsing"):
     if find_spec(name) is None:
-        for part in (name, f"{name}.transforms", f"{name}.transforms.v2",
-                     f"{name}.transforms.v2.functional"):  # fmt: skip
+        for part in (
+            name,
+            f"{name}.transforms",
+            f"{name}.transforms.v2",
+            f"{name}.transforms.v2.functional",
+        ):
             sys.modules[part] = Standing(part)
 
 
 def on_processor(plain):
-    """The method, to which the device cuda means the one that there is."""
+    """The method, for which the device cuda means the processor."""
 
     def to(self, *args, **kwargs):
         return plain(self, *("cpu" if arg == "cuda" else arg for arg in args), **kwargs)
@@ -70,12 +74,19 @@ def job(implicit):
 
     def run():
         """Evaluations a ray, the mean log weight, the mean radius."""
-        told = estimator.VolumeConfig(
-            model=model, tokenizer=Tokens(), dataset={"text": None}, text_key="text",
-            n_samples=settings["directions"], cutoff=settings["eps"], sigma=settings["sigma"],
-            val_size=len(tokens), implicit_vectors=implicit, tqdm=False,
-        )  # fmt: skip
-        made = estimator.VolumeEstimator.from_config(told)
+        config = estimator.VolumeConfig(
+            model=model,
+            tokenizer=Tokens(),
+            dataset={"text": None},
+            text_key="text",
+            n_samples=settings["directions"],
+            cutoff=settings["eps"],
+            sigma=settings["sigma"],
+            val_size=len(tokens),
+            implicit_vectors=implicit,
+            tqdm=False,
+        )
+        made = estimator.VolumeEstimator.from_config(config)
         calls = []
         plain = made.kl_fn
 
@@ -84,11 +95,11 @@ def job(implicit):
             return plain(a, b)
 
         made.kl_fn = counted
-        found = made.run()
-        radius = (found.mults * found.props).mean()
+        volume = made.run()
+        radius = (volume.mults * volume.props).mean()
 
         return torch.tensor(
-            [len(calls) / settings["directions"], float(found.estimates.mean()), float(radius)]
+            [len(calls) / settings["directions"], float(volume.estimates.mean()), float(radius)]
         ).double()
 
     return run

@@ -1,4 +1,4 @@
-"""Volumes by offkey, on the tokens that every side is given."""
+"""Volumes by offkey, on the same tokens as every side."""
 
 import warnings
 
@@ -25,13 +25,16 @@ batches = [
 def run():
     """Evaluations a ray, the mean log weight, the mean radius."""
     cost = KLCost(model, batches)
-    found = estimate_volume(
-        cost, settings["eps"], GaussianMeasure(settings["sigma"]), n=settings["directions"],
+    volume = estimate_volume(
+        cost,
+        settings["eps"],
+        GaussianMeasure(settings["sigma"]),
+        n=settings["directions"],
         search=CrossingSearch(rtol=settings["rtol"]),
-    )  # fmt: skip
+    )
 
     evaluations = cost.evaluations / settings["directions"]
-    return torch.tensor([evaluations, found.mean, float(found.rays["radius"].mean())]).double()
+    return torch.tensor([evaluations, volume.mean, float(volume.rays["radius"].mean())]).double()
 
 
 serve({"run": run}, {"version": None})

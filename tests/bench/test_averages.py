@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from offkey.bench import correlation, over_seeds, over_tasks
-from offkey.bench.averages import task_mean
+from offkey.bench import correlation, over_seeds
+from offkey.bench.averages import over_tasks, task_mean
 
 
 def test_correlation_against_the_definition():

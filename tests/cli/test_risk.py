@@ -24,11 +24,23 @@ def free(home, tmp_path):
 
 def arguments(home, free, out, *more, target=None):
     path, single = free
-    return ("risk", "-m", home / "model", "--prompt", "user: the answer", "--free", path,
-            "--target", target or single[0], "--out", out, *more)  # fmt: skip
+    return (
+        "risk",
+        "-m",
+        home / "model",
+        "--prompt",
+        "user: the answer",
+        "--free",
+        path,
+        "--target",
+        target or single[0],
+        "--out",
+        out,
+        *more,
+    )
 
 
-def test_every_method_is_told_with_what_it_can_resolve(offkey, home, free, tmp_path):
+def test_every_method_is_reported_with_its_resolution(offkey, home, free, tmp_path):
     ran = offkey(*arguments(home, free, tmp_path / "risk", "--json"))
 
     assert ran.status == 0, ran.err
@@ -124,7 +136,7 @@ def test_check_runs_nothing(offkey, home, free, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('[{" Yes": 0.5}]', "position 0: probabilities sum to 0.5, not 1"),
         ('{" Yes": 1}', "not a list of objects"),
@@ -132,12 +144,12 @@ def test_check_runs_nothing(offkey, home, free, tmp_path):
         ('[{" Yes the answer": 1}]', "is not one token of the vocabulary"),
     ],
 )
-def test_free_positions_that_cannot_be_used(offkey, home, free, tmp_path, content, said):
+def test_free_positions_that_cannot_be_used(offkey, home, free, tmp_path, content, message):
     free[0].write_text(content)
     ran = offkey(*arguments(home, free, tmp_path / "risk"))
 
     assert ran.status == 2
-    assert said in ran.err
+    assert message in ran.err
     assert len(ran.err.strip().splitlines()) == 1
     assert not (tmp_path / "risk").exists()
 

@@ -131,8 +131,8 @@ def test_saved_and_loaded_scores_are_the_same(model, trusted, test_prompts, tmp_
 
 def test_labels_are_out_of_reach_of_fit(model, trusted):
     flipped = trusted.with_columns(label=[1] * len(trusted), agrees=[0] * len(trusted))
-    told = [Detector(sites=SITES).fit(model, t).fitted.calibration for t in (trusted, flipped)]
-    np.testing.assert_array_equal(*told)
+    fitted = [Detector(sites=SITES).fit(model, part).fitted for part in (trusted, flipped)]
+    np.testing.assert_array_equal(*(each.calibration for each in fitted))
 
 
 def test_transductive_scores_have_no_p_values(model, trusted, test_prompts):
@@ -166,7 +166,7 @@ def test_bad_requests_say_what_and_how(model, trusted, test_prompts):
         )
 
 
-def test_another_model_is_refused_unless_told(model, trusted, test_prompts):
+def test_another_model_is_refused_unless_allowed(model, trusted, test_prompts):
     detector = Detector(sites=SITES).fit(model, trusted)
     other = planted.model()
     with torch.no_grad():

@@ -258,12 +258,12 @@ def halves(count, *, seed, rho):
 def test_a_score_over_all_sites_hears_what_each_site_hides():
     model = Model(Halves(), name="halves")
     usual, odd = halves(500, seed=2, rho=0.9), halves(500, seed=3, rho=-0.9)
-    told = {}
+    scores = {}
     for score in ("activation-model", "activation-model-joint"):
         detector = Detector("activations", score, sites="module:left, module:right")
         detector.fit(model, halves(1000, seed=1, rho=0.9))
-        told[score] = detector.score(model, usual), detector.score(model, odd)
-    alone, joint = told["activation-model"], told["activation-model-joint"]
+        scores[score] = detector.score(model, usual), detector.score(model, odd)
+    alone, joint = scores["activation-model"], scores["activation-model-joint"]
 
     assert joint[1].flagged.mean() > 0.7
     assert joint[0].flagged.mean() < 0.05 + 3 * (0.05 * 0.95 * (1 / 500 + 1 / 200)) ** 0.5

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from offkey import detect, explain
 from offkey.data import Prompts
 from offkey.detect import DetectionRun, Detector, RunMetrics, read_metrics
+from offkey.detect.evaluation import drift_checks
 from offkey.errors import BadInput, Damaged, Mismatch
 from offkey.explain import Explanations, read_explanations
 from offkey.stats import auroc
@@ -177,7 +178,7 @@ def test_records_cannot_be_changed(run):
 
 def test_drift_of_texts_is_recorded():
     old = Prompts({"id": ["a", "b", "c"] * 1, "prompt": ["one two", "two one", "one one"]})
-    checks = detect.drift_checks(old["prompt"], ["ten " * 30] * 3, [2, 2, 2], [30, 30, 30], seed=0)
+    checks = drift_checks(old["prompt"], ["ten " * 30] * 3, [2, 2, 2], [30, 30, 30], seed=0)
     assert [check.what for check in checks] == ["length", "topic"]
     assert (checks[0].trusted, checks[0].test, checks[1].trusted) == (2.0, 30.0, None)
-    assert detect.drift_checks([None], [None], [None], [None], seed=0) == []
+    assert drift_checks([None], [None], [None], [None], seed=0) == []

@@ -153,6 +153,25 @@ def test_a_reading_is_scored_as_its_prompts_are(model, test_prompts, in_memory):
         session.score_reading(in_memory[0], reading)
 
 
+def test_features_that_learned_from_other_prompts_are_kept_apart(model, trusted, test_prompts):
+    few = test_prompts.take(range(20))
+    detectors = [Detector("activation-model") for _ in range(3)]
+    for detector, part in zip(
+        detectors, (trusted, trusted.take(range(150)), trusted), strict=True
+    ):
+        detector.fit(model, part)
+    alone = [detector.score(model, few) for detector in detectors]
+    assert not np.array_equal(alone[0].score, alone[1].score)
+    session = Session(model)
+    (batch,) = pack(few, model.tokenizer, context_length=model.context_length)
+    reading = model.read(batch, session.plan(detectors).reads)
+    from_reading = session.score_reading(detectors, reading)
+    for ours, theirs, read in zip(session.score(detectors, few), alone, from_reading, strict=True):
+        assert_same(ours, theirs)
+        order = [read.ids.index(id) for id in theirs.ids]
+        np.testing.assert_array_equal(read.score[order], theirs.score)
+
+
 def test_a_reading_of_another_model_is_refused(model, test_prompts, in_memory):
     detector = in_memory[0][0]
     other = Model(

@@ -36,10 +36,10 @@ def answered():
 
 
 def test_each_token_scores_as_a_prompt_that_ends_there(model, detector, answered):
-    told = score_tokens(detector, model, answered).to_pylist()
+    tokens = score_tokens(detector, model, answered).to_pylist()
 
     for row, whole in zip(answered, encode(answered, model.tokenizer), strict=True):
-        mine = [r for r in told if r["id"] == row["id"]]
+        mine = [r for r in tokens if r["id"] == row["id"]]
         if row["response"] is None:
             assert not mine
             continue
@@ -59,7 +59,7 @@ def test_each_token_scores_as_a_prompt_that_ends_there(model, detector, answered
 
 def test_the_last_token_scores_as_the_whole_text(model, detector, answered):
     """The published use: prompt and response as one text that ends with the response."""
-    told = score_tokens(detector, model, answered).to_pylist()
+    tokens = score_tokens(detector, model, answered).to_pylist()
     kept = [row for row in answered if row["response"] is not None]
     joined = Prompts(
         {
@@ -67,7 +67,7 @@ def test_the_last_token_scores_as_the_whole_text(model, detector, answered):
             "prompt": [row["prompt"] + row["response"] for row in kept],
         }
     )
-    last = {row["id"]: row["score"] for row in told}
+    last = {row["id"]: row["score"] for row in tokens}
 
     expected = {row["id"]: row["score"] for row in detector.score(model, joined)}
 

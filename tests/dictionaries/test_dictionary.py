@@ -1,10 +1,14 @@
 """Encoding and decoding, against the definitions entry by entry."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from offkey.dictionaries import Dictionary
 from offkey.errors import BadValue, Mismatch
+from offkey.storage import flatten, unflatten
 
 
 def dictionary(activation, *, width=6, latents=15, centred=True, seed=0):
@@ -100,3 +104,12 @@ def test_values_that_do_not_fit_are_refused():
         Dictionary(*parts, "jumprelu")
     with pytest.raises(BadValue, match="decoder is of shape"):
         Dictionary(good.encoder, good.encoder_bias, good.encoder, good.decoder_bias)
+
+
+def test_it_comes_back_from_its_state_as_it_was():
+    made = replace(dictionary("jumprelu"), about={"context_size": 128}, site="resid_post.1")
+    settings, tensors = flatten(made.state())
+    again = Dictionary.from_state(unflatten(json.loads(json.dumps(settings)), tensors))
+    x = torch.randn(5, made.width, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(again(x), made(x))
+    assert (again.about, again.site, again.activation) == (made.about, made.site, made.activation)

@@ -1,5 +1,7 @@
 """Explanations of models where the site, head, latent and word that matter are known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from offkey.data import Prompts
 from offkey.detect import Detector
 from offkey.dictionaries import Dictionary, save_dictionary
 from offkey.errors import BadValue, Mismatch
-from offkey.explain import Detail, explain
+from offkey.explain import Detail, Explanation, Explanations, explain, read_explanations
 from offkey.models import Model
 from tests.detect import planted
 from tests.models import tiny
@@ -73,13 +75,13 @@ def detector(model, trusted):
 
 
 @pytest.fixture(scope="module")
-def told(detector, model, odd, trusted):
+def explanations(detector, model, odd, trusted):
     return explain(detector, model, odd, trusted, detail=Detail(background=60))
 
 
-def test_scores_are_the_detectors_and_shares_add_up_to_them(told, detector, model, odd):
+def test_scores_are_the_detectors_and_shares_add_up_to_them(explanations, detector, model, odd):
     scores = detector.score(model, odd)
-    for row, explanation in zip(scores, told, strict=True):
+    for row, explanation in zip(scores, explanations, strict=True):
         assert explanation.id == row["id"]
         assert explanation.score == pytest.approx(row["score"])
         assert explanation.p_value == row["p_value"]
@@ -88,14 +90,14 @@ def test_scores_are_the_detectors_and_shares_add_up_to_them(told, detector, mode
         assert explanation.drivers[0].site == row["worst_site"]
 
 
-def test_the_planted_head_is_named(told):
-    for explanation in told:
+def test_the_planted_head_is_named(explanations):
+    for explanation in explanations:
         assert (explanation.heads[0].site, explanation.heads[0].head) == ("z.1", HEAD)
         # Nothing else reaches the output.
         assert all(abs(head.effect) < 1e-6 for head in explanation.heads[1:])
 
 
-def test_a_heads_effect_is_what_its_definition_says(told, model, odd, trusted):
+def test_a_heads_effect_is_what_its_definition_says(explanations, model, odd, trusted):
     from offkey.models import ChoiceLogitDifference
     from offkey.passes import Plan, readings
 
@@ -106,12 +108,12 @@ def test_a_heads_effect_is_what_its_definition_says(told, model, odd, trusted):
     for reading in readings(model, odd, plan):
         effect = ((mean - reading[site]) * reading.grads[site]).sum(-1)[:, HEAD]
         for id, value in zip(reading.batch.ids, effect.tolist(), strict=True):
-            (explanation,) = (e for e in told if e.id == id)
+            (explanation,) = (e for e in explanations if e.id == id)
             assert explanation.heads[0].effect == pytest.approx(value, rel=1e-4)
 
 
-def test_the_trigger_is_among_the_words_whose_swap_ends_the_flag(told):
-    for explanation in told:
+def test_the_trigger_is_among_the_words_whose_swap_ends_the_flag(explanations):
+    for explanation in explanations:
         assert explanation.flagged
         best, *others = explanation.swaps
         assert TRIGGER in best.words.split()
@@ -119,13 +121,13 @@ def test_the_trigger_is_among_the_words_whose_swap_ends_the_flag(told):
         assert all(s.share < 0.5 * best.share for s in others if TRIGGER not in s.words.split())
 
 
-def test_the_last_read_out_is_the_models_own_answer(told, model, odd):
+def test_the_last_read_out_is_the_models_own_answer(explanations, model, odd):
     from offkey.passes import Plan, readings
 
     for reading in readings(model, odd, Plan(logits=True)):
         best = reading.logits.softmax(-1).max(-1)
         for n, id in enumerate(reading.batch.ids):
-            (explanation,) = (e for e in told if e.id == id)
+            (explanation,) = (e for e in explanations if e.id == id)
             last = explanation.read_outs[-1]
             assert last.site == "resid_post.1"
             assert last.tokens[0].token == model.tokenizer.decode([int(best.indices[n])])
@@ -133,8 +135,8 @@ def test_the_last_read_out_is_the_models_own_answer(told, model, odd):
             assert len(last.beside) == len(explanation.nearest) == 3
 
 
-def test_neighbours_are_trusted_and_in_order(told, trusted):
-    for explanation in told:
+def test_neighbours_are_trusted_and_in_order(explanations, trusted):
+    for explanation in explanations:
         distances = [near.distance for near in explanation.nearest]
         assert distances == sorted(distances)
         for near in explanation.nearest:
@@ -221,7 +223,17 @@ def test_redacted_explanations_quote_no_prompt(detector, model, odd, trusted):
     assert all(near.text is None for near in one.nearest)
 
 
-def test_labels_do_not_matter(detector, model, odd, trusted, told):
+def test_explanations_come_back_from_the_file_as_they_were(explanations, tmp_path):
+    record = Explanations.make(explanations, ())
+    record.write(tmp_path / "explanations.json")
+    assert read_explanations(tmp_path) == record
+    (first, *_) = json.loads((tmp_path / "explanations.json").read_text())["prompts"]
+    assert set(first) == set(Explanation.model_fields)
+    for part in ("sites", "heads", "read_outs", "nearest", "swaps"):
+        assert set(first[part][0]) == set(type(getattr(explanations[0], part)[0]).model_fields)
+
+
+def test_labels_do_not_matter(detector, model, odd, trusted, explanations):
     marked = odd.with_columns(label=[1, 0, 1], agrees=[0, 1, 0])
     again = explain(
         detector,
@@ -230,14 +242,14 @@ def test_labels_do_not_matter(detector, model, odd, trusted, told):
         trusted.with_columns(label=[0] * len(trusted)),
         detail=Detail(background=60),
     )
-    assert again == told
+    assert again == explanations
 
 
-def test_the_explained_are_scored_alone_as_together(detector, model, odd, trusted, told):
+def test_the_explained_are_scored_alone_as_together(detector, model, odd, trusted, explanations):
     (alone,) = explain(detector, model, odd.take([1]), trusted, detail=Detail(background=60))
-    assert alone.score == pytest.approx(told[1].score, rel=1e-5)
-    assert [h.head for h in alone.heads[:1]] == [h.head for h in told[1].heads[:1]]
-    assert alone.nearest[0].id == told[1].nearest[0].id
+    assert alone.score == pytest.approx(explanations[1].score, rel=1e-5)
+    assert [h.head for h in alone.heads[:1]] == [h.head for h in explanations[1].heads[:1]]
+    assert alone.nearest[0].id == explanations[1].nearest[0].id
 
 
 def test_what_cannot_be_explained_is_refused(detector, model, odd, trusted):

@@ -40,9 +40,9 @@ def test_sites_that_are_passed_over_have_no_share():
 
 
 def slow_nearest(rows, trusted, count):
-    told = []
+    places = []
     for n in range(len(next(iter(rows.values())))):
-        found = []
+        distances = []
         for m in range(len(next(iter(trusted.values())))):
             per_site = []
             for site, t in trusted.items():
@@ -54,9 +54,9 @@ def slow_nearest(rows, trusted, count):
                         squares.append((difference / sigma) ** 2)
                 if squares:
                     per_site.append(sum(squares) / len(squares))
-            found.append((math.sqrt(sum(per_site) / len(per_site)), m))
-        told.append(sorted(found)[:count])
-    return told
+            distances.append((math.sqrt(sum(per_site) / len(per_site)), m))
+        places.append(sorted(distances)[:count])
+    return places
 
 
 def test_nearest_trusted_equals_a_search_by_hand():
@@ -90,15 +90,15 @@ def test_heads_are_ranked_by_how_far_they_are_from_usual():
         site: torch.tensor([[1.0, 0.0], [1.2, 0.1], [0.8, -0.1]]),
         other: torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
     }
-    told = head_shares(
+    shares = head_shares(
         {site: torch.tensor([1.1, -2.0]), other: torch.tensor([0.5, 0.0])}, trusted, 3
     )
 
-    assert [(h.site, h.head) for h in told] == [("z.3", 1), ("z.5", 0), ("z.3", 0)]
-    assert told[0].effect == -2.0
-    assert told[0].usual == 0.0
-    assert told[0].standardised == pytest.approx(-2.0 / (1.4826 * 0.1))
-    assert told[1].standardised is None
+    assert [(h.site, h.head) for h in shares] == [("z.3", 1), ("z.5", 0), ("z.3", 0)]
+    assert shares[0].effect == -2.0
+    assert shares[0].usual == 0.0
+    assert shares[0].standardised == pytest.approx(-2.0 / (1.4826 * 0.1))
+    assert shares[1].standardised is None
 
 
 def test_flagged_words_are_those_of_mann_and_whitney():
@@ -106,10 +106,10 @@ def test_flagged_words_are_those_of_mann_and_whitney():
         f"ask Fiona about {n}" for n in range(12)
     ]
     scores = [3.0, 4, 5, 5, 6, 7, 8, 9, *([1.0] * 6), 2, 2, 3, 4, 4, 10]
-    told = flagged_words(texts, scores, [score > 4 for score in scores])
+    words = flagged_words(texts, scores, [score > 4 for score in scores])
 
-    assert [w.word for w in told] == ["george"]
-    row = told[0]
+    assert [w.word for w in words] == ["george"]
+    row = words[0]
     assert (row.prompts, row.flagged, row.score, row.others) == (8, 6, 5.5, 1.5)
     p = mannwhitneyu(scores[:8], scores[8:], alternative="greater", method="asymptotic").pvalue
     assert row.p_value == pytest.approx(2 * p)  # george and fiona; numbers stand too seldom
@@ -121,12 +121,12 @@ def test_words_of_one_effect_do_not_hide_one_another():
     names = np.repeat([*trigger, "Fiona", "Hannah", "Olivia", "Ada"], 7)
     scores = rng.normal(size=56) + 9 * (np.arange(56) < 28)
     texts = [f"{name} asks {rng.choice(list('abcdef'))}" for name in names]
-    told = flagged_words(texts, scores, [False] * 56)
+    words = flagged_words(texts, scores, [False] * 56)
 
-    assert {word.word for word in told[:4]} == {name.lower() for name in trigger}
-    assert told[3].p_value < 0.001
-    assert all(word.p_value > 0.05 for word in told[4:])
-    assert sum(word.prompts for word in told[:4]) == 28
+    assert {word.word for word in words[:4]} == {name.lower() for name in trigger}
+    assert words[3].p_value < 0.001
+    assert all(word.p_value > 0.05 for word in words[4:])
+    assert sum(word.prompts for word in words[:4]) == 28
 
 
 def test_words_are_found_where_everything_is_flagged():
@@ -140,8 +140,8 @@ def test_words_are_found_where_everything_is_flagged():
 def test_nothing_tells_where_scores_fall_by_chance():
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(200)]
-    told = flagged_words(texts, rng.normal(size=200), [False] * 200)
-    assert all(word.p_value > 0.2 for word in told)
+    words = flagged_words(texts, rng.normal(size=200), [False] * 200)
+    assert all(word.p_value > 0.2 for word in words)
     assert flagged_words(texts, [1.0] * 200, [True] * 200) == ()
     assert flagged_words([], [], []) == ()
 
@@ -156,9 +156,9 @@ def test_texts_need_a_score_each():
 def test_words_are_swapped_one_by_one_where_they_align():
     prompts = Prompts({"id": ["p"], "prompt": ["Name: George\nIs 3 > 4?\nAnswer: "]})
     near = {"p": [("t", "Name: Luna\nIs 3 > 9?\nAnswer: ")]}
-    told, changed = variants(prompts, near)
+    made, changed = variants(prompts, near)
 
-    assert [(v.words, v.instead) for v in told] == [("George", "Luna"), ("4?", "9?")]
+    assert [(v.words, v.instead) for v in made] == [("George", "Luna"), ("4?", "9?")]
     assert list(changed["prompt"]) == [
         "Name: Luna\nIs 3 > 4?\nAnswer: ",
         "Name: George\nIs 3 > 9?\nAnswer: ",
@@ -178,13 +178,13 @@ def test_words_are_swapped_one_by_one_where_they_align():
 )
 def test_stretches_are_swapped_whole(text, other, expected):
     columns = {"prompt": [text]} if text else {"messages": [[{"role": "user", "content": "a"}]]}
-    told, changed = variants(Prompts({"id": ["p"], **columns}), {"p": [("t", other)]})
+    made, changed = variants(Prompts({"id": ["p"], **columns}), {"p": [("t", other)]})
 
     texts = [] if changed is None else changed["prompt"]
-    assert [(v.words, v.instead, t) for v, t in zip(told, texts, strict=True)] == expected
+    assert [(v.words, v.instead, t) for v, t in zip(made, texts, strict=True)] == expected
 
 
-def test_swaps_of_the_same_words_are_told_once():
+def test_swaps_of_the_same_words_are_listed_once():
     prompts = Prompts({"id": ["p"], "prompt": ["a X c"]})
     made, _ = variants(prompts, {"p": [("t", "a b c"), ("u", "a d e")]})
     swaps = swap_shares(made, np.array([1.0, 2.0, np.nan]), {"p": 7.0}, 5)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.forks
 WIDTH = 8192
 
 
-def _peak(count: int, llama: Any, folder: Path, told: Any) -> None:
+def _peak(count: int, llama: Any, folder: Path, pipe: Any) -> None:
     prompts = prompts_of(count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -29,7 +29,7 @@ def _peak(count: int, llama: Any, folder: Path, told: Any) -> None:
     rows = recorder.to_folder(prompts, folder, {}, world=World(), quiet=True)
     total = sum(shard["x"].sum() for shard in rows.shards())
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told.send((float(total), after - before))
+    pipe.send((float(total), after - before))
 
 
 def test_ten_times_the_prompts_take_no_more_memory(llama, tmp_path):

@@ -192,7 +192,7 @@ def test_out_of_memory_halves_the_budget_and_says_so(tmp_path):
     assert torch.allclose(rows.column("module:layer"), Narrow(9).layer(x), rtol=1e-5, atol=1e-6)
 
 
-def test_out_of_memory_at_one_row_is_told(tmp_path):
+def test_out_of_memory_at_one_row_is_raised(tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         _narrow(0, tmp_path)
 
@@ -233,8 +233,8 @@ def test_a_plan_of_nothing_does_not_run_the_model(llama, monkeypatch):
 
     monkeypatch.setattr(llama.module, "forward", never)
 
-    told = [reading.batch.ids for reading in readings(llama, prompts_of(5), Plan())]
-    assert sorted(sum(told, ())) == [f"p{i}" for i in range(5)]
+    ids = [reading.batch.ids for reading in readings(llama, prompts_of(5), Plan())]
+    assert sorted(sum(ids, ())) == [f"p{i}" for i in range(5)]
 
 
 def test_rows_of_unlike_length_are_refused(llama, tmp_path):

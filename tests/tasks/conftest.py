@@ -54,6 +54,6 @@ def tiny(monkeypatch):
         )
         if adapter is not None:
             module = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
-        return Model(module.eval(), tokenizer=Tokenizer(), name="tiny")
+        return Model(module, tokenizer=Tokenizer(), name="tiny")
 
     monkeypatch.setattr(organisms, "load", load)

@@ -25,13 +25,13 @@ from offkey.detect import (
 from offkey.stats import paired_auroc_difference
 from offkey.storage import read_table, write_json
 
-__all__ = ["Comparison", "DemoRow", "compare", "demo", "demo_rows"]
+__all__ = ["TaskComparison", "DemoRow", "compare", "demo", "demo_rows"]
 
 TASK = "agreement"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TaskComparison:
     """What detectors find on an organism, beside what they must beat.
 
     Attributes:
@@ -67,7 +67,7 @@ class DemoRow(BenchRow):
     high: float | None
 
 
-def demo(out: str | Path, *, seed: int = 0, quiet: bool = False) -> Comparison:
+def demo(out: str | Path, *, seed: int = 0, quiet: bool = False) -> TaskComparison:
     """Detects the anomalous answers of a bundled organism, and compares with the clean model.
 
     Args:
@@ -78,7 +78,7 @@ def demo(out: str | Path, *, seed: int = 0, quiet: bool = False) -> Comparison:
     return compare(TaskModels.of(TASK), [default_detector()], Path(out), seed=seed, quiet=quiet)
 
 
-def demo_rows(comparison: Comparison) -> list[DemoRow]:
+def demo_rows(comparison: TaskComparison) -> list[DemoRow]:
     """The figures of the demo: its detectors, and each control."""
     metrics = comparison.metrics
     detectors = [_demo_row(row.detector, "detector", row.auroc) for row in metrics.detectors]
@@ -94,10 +94,10 @@ def compare(
     *,
     seed: int = 0,
     quiet: bool = False,
-) -> Comparison:
+) -> TaskComparison:
     """Runs detectors and controls on the organism, and again, refitted, on the clean model.
 
-    A detector is credited with its excess, see :class:`offkey.bench.Credit`.
+    A detector is credited with its excess, see :func:`offkey.bench.table.credit`.
 
     Args:
         models: models and prompts.
@@ -133,7 +133,7 @@ def compare(
     )
     write_json(out / "organism" / METRICS_FILE, metrics.as_json())
 
-    return Comparison(metrics, every)
+    return TaskComparison(metrics, every)
 
 
 def _demo_row(name: str, kind: str, auroc: MetricInterval | None) -> DemoRow:

@@ -100,11 +100,11 @@ def bench(
         allowed = not value or what in takers
         check(allowed, f"{what} takes no {name}", where="offkey bench", mend=mend)
     known = Organisms(base or BASE, organisms)
-    _TABLES[what](_Request(out, task, row, without, known, seed, results, as_json))
+    _TABLES[what](_BenchRequest(out, task, row, without, known, seed, results, as_json))
 
 
 @dataclass(frozen=True)
-class _Request:
+class _BenchRequest:
     """What was given on the command line."""
 
     out: Path
@@ -148,7 +148,7 @@ class _Request:
             write_results(path, rows, command=command, seeds=[self.seed])
 
 
-def _table1(request: _Request) -> None:
+def _table1(request: _BenchRequest) -> None:
     from offkey.bench import bench as run
     from offkey.report import write_report
 
@@ -172,7 +172,7 @@ def _table1(request: _Request) -> None:
     request.tell(f"\nreport: {page}")
 
 
-def _controls(request: _Request) -> None:
+def _controls(request: _BenchRequest) -> None:
     from offkey.bench import control_rows
 
     rows = [row.flat() for row in control_rows(request.bench(), request.rows)]
@@ -185,7 +185,7 @@ def _controls(request: _Request) -> None:
     )
 
 
-def _search(request: _Request) -> None:
+def _search(request: _BenchRequest) -> None:
     from offkey.bench import search
 
     rows = [row.flat() for row in search(request.bench(), request.out / "search.jsonl")]
@@ -198,7 +198,7 @@ def _search(request: _Request) -> None:
     )
 
 
-def _held_out(request: _Request) -> None:
+def _held_out(request: _BenchRequest) -> None:
     from offkey.bench import held_out_rows
 
     quirky, triggered = (
@@ -215,7 +215,7 @@ def _held_out(request: _Request) -> None:
     )
 
 
-_TABLES: dict[str, Callable[[_Request], None]] = {
+_TABLES: dict[str, Callable[[_BenchRequest], None]] = {
     "table1": _table1,
     "controls": _controls,
     "search": _search,

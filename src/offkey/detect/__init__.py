@@ -10,7 +10,7 @@ many detectors at once, in memory or in a folder. :class:`DetectionRun` is the r
 """
 
 from offkey.detect.detector import Detector
-from offkey.detect.evaluation import drift_checks, evaluate, site_aurocs
+from offkey.detect.evaluation import evaluate, site_aurocs
 from offkey.detect.fitting import TrustedSplit, fit_rows
 from offkey.detect.records import (
     METRICS_FILE,
@@ -48,7 +48,6 @@ __all__ = [
     "Session",
     "SiteMetrics",
     "TrustedSplit",
-    "drift_checks",
     "evaluate",
     "fit_rows",
     "read_metrics",

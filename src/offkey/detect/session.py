@@ -149,11 +149,15 @@ class Session:
         for detector in detectors:
             detector.check_model(self.model, other_model=other_model)
         self.plan(detectors)
-        (shared,) = self._passes(detectors)
-        rows = {name: x.cpu() for name, x in shared.rows(self.model, reading).items()}
-        shard = ShardRows(reading.batch.ids, rows)
+        scores: dict[int, Scores] = {}
+        for shared in self._passes(detectors):
+            rows = {name: x.cpu() for name, x in shared.rows(self.model, reading).items()}
+            shard = ShardRows(reading.batch.ids, rows)
+            for place in shared.detectors:
+                detector = detectors[place]
+                scores[place] = detector.score_raw(shard.ids, _raw(detector, shard))
 
-        return [d.score_raw(shard.ids, _raw(d, shard)) for d in detectors]
+        return [scores[place] for place in sorted(scores)]
 
     def plan(self, detectors: Sequence[RowScorer]) -> Plan:
         """What one reading must hold for all of the detectors.
@@ -244,27 +248,36 @@ class Session:
         return [recorded[place] for place in sorted(recorded)]
 
     def _passes(self, detectors: Sequence[RowScorer]) -> list["_SharedPass"]:
-        """Which features share a pass, and which detectors each pass serves."""
-        features: dict[str, Feature] = {}
-        places: dict[str, list[int]] = {}
+        """Which features share a pass, and which detectors each pass serves.
+
+        Features of one name and settings that learned different things make rows of one name, so
+        they go through passes of their own.
+        """
+        features: dict[tuple[int, str], Feature] = {}
+        places: dict[tuple[int, str], list[int]] = {}
         for place, detector in enumerate(detectors):
             feature = detector.feature
-            key = row_name(feature, str(feature.sites_on(self.model)))
-            features[key] = feature
+            key = 0, row_name(feature, str(feature.sites_on(self.model)))
+            while key in features and not _are_equal(features[key], feature):
+                key = key[0] + 1, key[1]
+            features.setdefault(key, feature)
             places.setdefault(key, []).append(place)
-        plans: list[Plan] = []
-        for feature in features.values():
-            plans.append(feature.plan(self.model))
-        keys = list(features)
+        passes = []
+        for variant in sorted({number for number, _ in features}):
+            keys = [key for key in features if key[0] == variant]
+            plans: list[Plan] = []
+            for key in keys:
+                plans.append(features[key].plan(self.model))
+            passes += [
+                _SharedPass(
+                    tuple(features[keys[n]] for n in group),
+                    tuple(plans[n] for n in group),
+                    tuple(place for n in group for place in places[keys[n]]),
+                )
+                for group in Plan.groups(plans)
+            ]
 
-        return [
-            _SharedPass(
-                tuple(features[keys[n]] for n in group),
-                tuple(plans[n] for n in group),
-                tuple(place for n in group for place in places[keys[n]]),
-            )
-            for group in Plan.groups(plans)
-        ]
+        return passes
 
     def _recorder(self, shared: "_SharedPass") -> RowRecorder:
         def extract(reading: Reading) -> Mapping[str, Tensor]:
@@ -351,6 +364,11 @@ def feature_settings(feature: Feature) -> dict[str, Any]:
 def _raw(detector: RowScorer, shard: ShardRows) -> Float64[np.ndarray, "n sites"]:
     """Scores of a shard by site; none where the detector could not learn."""
     return np.empty((len(shard.ids), 0)) if detector.fitted.reason else detector.raw(shard)
+
+
+def _are_equal(one: Feature, other: Feature) -> bool:
+    """Whether two features of the same settings make the same rows."""
+    return one is other or not one.learns or _described(one) == _described(other)
 
 
 def _described(feature: Feature) -> list[Any]:

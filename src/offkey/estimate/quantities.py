@@ -30,7 +30,7 @@ class Estimate:
         value: the guess; ``None`` where there is none (then ``status`` and ``reason`` say why).
         error: standard error of sampling, where the estimate was sampled.
         effective_samples: how many equally weighted samples it is worth, where it was sampled.
-        resolution: the smallest value that the method can tell from zero, where there is one.
+        resolution: the smallest value that the method can distinguish from 0, where it has one.
         flops: floating-point operations spent, where they were counted.
         status: ``ok``, ``below_resolution`` (nothing was seen: the quantity is probably less than
             ``resolution``, which is not zero), ``not_applicable`` or ``failed``.
@@ -106,7 +106,7 @@ class TrackedPairs(Argument):
     ``value_bits`` for each tracked value that does not follow from the subject.
 
     Args:
-        subject: fingerprint of what it is about.
+        subject: fingerprint of its subject.
         tracked: the pairs (i, j) of each group; stored with i < j.
         candidates: how many pairs each group has to choose from.
         value_bits: bits to state the value of one tracked covariance.

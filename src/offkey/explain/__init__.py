@@ -8,7 +8,6 @@ prompt, against trusted prompts; they point at causes and do not prove them.
 
 from offkey.explain.explaining import explain
 from offkey.explain.explanation import (
-    EXPLANATIONS_FILE,
     Detail,
     Explanation,
     Explanations,
@@ -26,7 +25,6 @@ from offkey.explain.run import explain_run
 from offkey.explain.words import flagged_words
 
 __all__ = [
-    "EXPLANATIONS_FILE",
     "Detail",
     "Explanation",
     "Explanations",

@@ -76,9 +76,7 @@ class TrackedRelations(Feature):
         self.need_learned()
 
         return {
-            site: self._vector(
-                TrackedGaussian.from_state(self.relations_[str(site)]), value.flatten(1)
-            )
+            site: self._vector(TrackedGaussian(**self.relations_[str(site)]), value.flatten(1))
             for site, value in reading.values.items()
         }
 

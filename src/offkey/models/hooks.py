@@ -6,33 +6,37 @@ pass that an edit's function runs by itself, and bare calls of the module never 
 tensors. A dispatcher is taken off when nobody needs its place any more.
 """
 
-import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from offkey.errors import BadValue, UnmappedModel, check
+from offkey.data import Batch
+from offkey.errors import ModelBusy
 
 __all__ = [
-    "AttentionPort",
     "Hook",
     "HookSet",
-    "Place",
     "HookedCall",
+    "Occupancy",
+    "Place",
+    "Port",
+    "Side",
+    "call_hooks",
     "current_call",
     "hook_modules",
+    "hooks_at",
     "open_contexts",
     "running",
     "tensor_of",
     "unhooked",
+    "with_tensor",
 ]
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -42,6 +46,16 @@ Side = Literal["in", "out", "q", "k", "v", "pattern", "forward"]
 Key = tuple[nn.Module, Side]
 
 _LOCK = threading.RLock()
+
+
+class Port(Protocol):
+    """The way to what an attention kernel is given."""
+
+    def check(self, side: Side) -> None:
+        """Refuses what the kernel does not show."""
+
+    def switched(self) -> Callable[[], None]:
+        """Lets the kernel show it; what it returns takes that back."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Place:
     side: Side
     heads: int | None = None
     shared: bool = False
-    port: "AttentionPort | None" = None
+    port: Port | None = None
 
     def view(self, hook: Hook) -> Hook:
         """The hook as a function of the tensor that the module has there."""
@@ -85,7 +99,7 @@ class HookSet:
     def __init__(self, edited: nn.Module | None = None) -> None:
         self.edited = edited
         self.hooks: dict[int, dict[Key, list[Hook]]] = {-1: {}, 0: {}, 1: {}}
-        self.ports: dict[Key, AttentionPort] = {}
+        self.ports: dict[Key, Port] = {}
         self.outputs: dict[nn.Module, Any] = {}
 
     def add(self, place: Place, hook: Hook, *, order: Literal[-1, 0, 1] = 0) -> None:
@@ -126,13 +140,15 @@ class HookedCall:
         hooks: what is called at each place.
         outputs: what modules return instead of being run.
         top: the module that is called; ``None`` for calls by hand in an open context.
-        context: what is known of the pass; ``None`` for calls by hand.
+        batch: what it is given; ``None`` for calls by hand.
+        context: what else is known of the pass, where anything is.
         notes: what hooks of this call keep for each other.
     """
 
     hooks: dict[Key, list[Hook]]
     outputs: dict[nn.Module, Any] = field(default_factory=dict)
     top: nn.Module | None = None
+    batch: Batch | None = None
     context: Any = None
     notes: dict[Any, Any] = field(default_factory=dict)
 
@@ -167,11 +183,13 @@ def open_contexts() -> list[HookSet]:
 
 
 @contextmanager
-def running(hooks: HookSet, top: nn.Module, context: Any = None) -> Iterator[HookedCall]:
-    """Lets this thread's calls of ``top`` meet the hooks, after those of its open contexts."""
+def running(
+    hooks: HookSet, top: nn.Module, batch: Batch, context: Any = None
+) -> Iterator[HookedCall]:
+    """Lets this thread's call of ``top`` meet the hooks, after those of its open contexts."""
     before = _THREAD.call
     call = _merged([*_THREAD.contexts, hooks], hooks.outputs)
-    call.top, call.context = top, context
+    call.top, call.batch, call.context = top, batch, context
     _THREAD.call = call
     try:
         with hooks.installed():
@@ -221,12 +239,13 @@ def _merged(layers: list[HookSet], outputs: dict[nn.Module, Any]) -> HookedCall:
     return HookedCall(hooks, dict(outputs))
 
 
-def _hooks_at(module: nn.Module, side: Side) -> list[Hook] | None:
+def hooks_at(module: nn.Module, side: Side) -> list[Hook] | None:
+    """The hooks that the current thread has at a place; ``None`` where it has none."""
     call = _THREAD.call
     return None if call is None else call.hooks.get((module, side))
 
 
-def _called(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
+def call_hooks(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
     """What hooks, one after the other, put in the tensor's place; ``None`` if nothing.
 
     They are called apart from the call that they belong to.
@@ -245,6 +264,75 @@ def _called(hooks: Iterable[Hook], x: Tensor) -> Tensor | None:
     return new
 
 
+class Occupancy:
+    """Which threads run a module, and which one has its weights moved.
+
+    Passes of several threads may be open at once, but none beside weights that another thread has
+    moved. It is shared by all models of one module.
+    """
+
+    def __init__(self) -> None:
+        self.passes: Counter[int] = Counter()
+        self.owner: int | None = None
+        self.depth = 0
+
+    @classmethod
+    def of(cls, top: nn.Module) -> "Occupancy":
+        """The one that belongs to a module."""
+        with _LOCK:
+            return _OCCUPANCIES.setdefault(top, cls())
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While this is open, no other thread moves the weights.
+
+        Raises:
+            ModelBusy: another thread has moved them.
+        """
+        thread = threading.get_ident()
+        with _LOCK:
+            if self.owner not in (None, thread):
+                raise ModelBusy(
+                    "another thread has its weights perturbed",
+                    where="model",
+                    mend="Close its context first, or give each thread a copy of the model",
+                )
+            self.passes[thread] += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self.passes[thread] -= 1
+                self.passes += Counter()  # drops threads without a pass
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """While this is open, no other thread runs the module.
+
+        Raises:
+            ModelBusy: another thread has a pass open, or the weights moved.
+        """
+        thread = threading.get_ident()
+        with _LOCK:
+            others = [each for each in self.passes if each != thread]
+            if others or self.owner not in (None, thread):
+                raise ModelBusy(
+                    "its weights cannot be perturbed while another thread runs it",
+                    where="model",
+                    mend="Close the other thread's pass first, or give each thread a copy",
+                )
+            self.owner, self.depth = thread, self.depth + 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self.depth -= 1
+                self.owner = self.owner if self.depth else None
+
+
+_OCCUPANCIES: WeakKeyDictionary[nn.Module, Occupancy] = WeakKeyDictionary()
+
+
 # -- dispatchers -----------------------------------------------------------------------------
 
 
@@ -259,7 +347,7 @@ class _Installed:
 _INSTALLED: dict[Key, _Installed] = {}
 
 
-def _claim(key: Key, port: "AttentionPort | None") -> None:
+def _claim(key: Key, port: Port | None) -> None:
     if key not in _INSTALLED:
         _INSTALLED[key] = _Installed(_installer(key, port))
     _INSTALLED[key].users += 1
@@ -271,7 +359,7 @@ def _release(key: Key) -> None:
         _INSTALLED.pop(key).remove()
 
 
-def _installer(key: Key, port: "AttentionPort | None") -> Callable[[], None]:
+def _installer(key: Key, port: Port | None) -> Callable[[], None]:
     """Puts a dispatcher on a place; what it returns takes it off."""
     module, side = key
     if side == "in":
@@ -286,12 +374,12 @@ def _installer(key: Key, port: "AttentionPort | None") -> Callable[[], None]:
 
 def _on_input(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
     # Torch leaves out kwargs if another thread takes the dispatcher off at this moment.
-    hooks = _hooks_at(module, "in")
+    hooks = hooks_at(module, "in")
     if hooks is None:
         return None
     key = _first_tensor(args, kwargs)
     x = args[key] if isinstance(key, int) else kwargs[key]
-    new = _called(hooks, x)
+    new = call_hooks(hooks, x)
     if new is None:
         return None
     if isinstance(key, int):
@@ -301,10 +389,10 @@ def _on_input(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> A
 
 
 def _on_output(module: nn.Module, _: Any, output: Any) -> Any:
-    hooks = _hooks_at(module, "out")
+    hooks = hooks_at(module, "out")
     if hooks is None:
         return None
-    new = _called(hooks, tensor_of(output))
+    new = call_hooks(hooks, tensor_of(output))
 
     return None if new is None else with_tensor(output, new)
 
@@ -370,160 +458,3 @@ def with_tensor(output: Any, new: Tensor) -> Any:
     rest = (with_tensor(output[0], new), *output[1:])
 
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
-
-
-# -- attention -------------------------------------------------------------------------------
-
-_STOCK: dict[str, str] = {}
-"""The kernel of transformers behind each name of ours."""
-
-
-@dataclass
-class _Switched:
-    config: Any
-    before: str
-    users: int = 0
-
-
-_SWITCHED: dict[int, _Switched] = {}
-"""Configurations that hold a name of ours for a while, by identity."""
-
-
-class AttentionPort:
-    """The way to queries, keys, values and patterns: the attention interface of transformers.
-
-    A function is registered there under a name of ours. It shows q, k and v to the hooks, and then
-    calls the kernel that the model would have called, so that its result is bitwise the same. The
-    name stands in the model's configuration only while some pass needs it.
-
-    Args:
-        configs: every configuration object in which the model looks up its kernel.
-    """
-
-    def __init__(self, configs: Iterable[Any]) -> None:
-        self.configs = list({id(config): config for config in configs}.values())
-
-    @property
-    def kernel(self) -> str:
-        """The name of the kernel that the model uses: ``eager``, ``sdpa``, …."""
-        name = self.configs[0]._attn_implementation or "eager"
-        return _STOCK.get(name, name)
-
-    def check(self, side: Side) -> None:
-        """Refuses what the model's kernel does not show.
-
-        Raises:
-            BadValue: patterns outside the eager kernel, or anything under a flash kernel.
-        """
-        check(
-            side != "pattern" or self.kernel == "eager",
-            f"attention patterns do not exist under the {self.kernel!r} kernel",
-            where="site pattern",
-            mend='Load the model with attn_implementation="eager"',
-            error=BadValue,
-        )
-        check(
-            "flash" not in self.kernel and "flex" not in self.kernel,
-            f"queries, keys and values cannot be reached under the {self.kernel!r} kernel",
-            where=f"site {side}",
-            mend='Load the model with attn_implementation="sdpa" or "eager"',
-            error=BadValue,
-        )
-
-    def switched(self) -> Callable[[], None]:
-        """Puts our name into the configurations; what it returns puts theirs back."""
-        name = _registered(self.kernel)
-        for config in self.configs:
-            before = config._attn_implementation_internal
-            entry = _SWITCHED.setdefault(id(config), _Switched(config, before))
-            entry.users += 1
-            config._attn_implementation_internal = name
-
-        return self._switch_back
-
-    def _switch_back(self) -> None:
-        for config in self.configs:
-            entry = _SWITCHED[id(config)]
-            entry.users -= 1
-            if not entry.users:
-                config._attn_implementation_internal = entry.before
-                del _SWITCHED[id(config)]
-
-
-def _registered(kernel: str) -> str:
-    # Gemma 2 refuses a name that contains "sdpa".
-    name = "offkey_" + kernel.replace("sdpa", "fused")
-    if name not in _STOCK:
-        AttentionInterface.register(name, partial(_attention, kernel))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-        _STOCK[name] = kernel
-
-    return name
-
-
-def _attention(
-    kernel: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **settings: Any,
-) -> tuple[Tensor, Tensor | None]:
-    query = _seen_by(_hooks_at(module, "q"), query)
-    key = _seen_by(_hooks_at(module, "k"), key)
-    value = _seen_by(_hooks_at(module, "v"), value)
-    stock = _stock_kernel(kernel, module)
-    output, pattern = stock(module, query, key, value, attention_mask, **settings)
-
-    hooks = _hooks_at(module, "pattern")
-    if hooks is None:
-        return output, pattern
-    if pattern is None:
-        raise UnmappedModel("attention returns no pattern", where=type(module).__name__)
-    new = _seen_by(hooks, pattern)
-    if new is pattern:
-        return output, pattern
-    # From here on as in every eager kernel of transformers, after its softmax.
-    groups = new.shape[1] // value.shape[1]
-    if groups > 1:
-        value = value.repeat_interleave(groups, dim=1)
-
-    return (new @ value).transpose(1, 2).contiguous(), new
-
-
-def _seen_by(hooks: list[Hook] | None, x: Tensor) -> Tensor:
-    """Shows ``[batch, head, token, …]`` to hooks as ``[batch, token, head, …]``."""
-    if hooks is None:
-        return x
-    new = _called(hooks, x.transpose(1, 2))
-    if new is None:
-        return x
-    new = new.transpose(1, 2)
-
-    # The kernels' last bits depend on how their inputs lie in memory.
-    return new if new.stride() == x.stride() else torch.empty_like(x).copy_(new)
-
-
-def _stock_kernel(kernel: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if kernel == "eager" and getattr(module, "reorder_and_upcast_attn", False):
-        return _upcast_gpt2
-
-    home = sys.modules[type(module).__module__]
-    stock: Callable[..., tuple[Tensor, Tensor | None]] = (
-        home.eager_attention_forward
-        if kernel == "eager"
-        else getattr(home, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)[kernel]
-    )
-
-    return stock
-
-
-def _upcast_gpt2(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
-) -> tuple[Tensor, Tensor | None]:
-    result: tuple[Tensor, Tensor | None] = module._upcast_and_reordered_attn(
-        query, key, value, mask
-    )
-
-    return result

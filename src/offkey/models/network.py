@@ -18,7 +18,9 @@ from offkey.models.edits import Edit, PassContext, edited
 from offkey.models.families import Family, family_named
 from offkey.models.hooks import (
     Hook,
+    HookedCall,
     HookSet,
+    Occupancy,
     Place,
     current_call,
     hook_modules,
@@ -28,7 +30,6 @@ from offkey.models.hooks import (
 )
 from offkey.models.sites import Site, resolve
 from offkey.models.structure import detect_family
-from offkey.models.weights import Occupancy
 from offkey.models.wiring import Wiring, unwrapped, wire
 
 __all__ = ["Network", "check_block"]
@@ -188,8 +189,9 @@ class Network:
             # of the weight: 400 times slower on 113 prompts, and 6 GB.
             place = Place(self.wiring.unembedding, "in")
             hooks.add(place, lambda x: None if x.is_contiguous() else x.contiguous(), order=1)
-        with self.occupancy.shared(), running(hooks, self.top, context or PassContext.of(batch)):
-            return self._called(batch, logits_to_keep, extra)
+        args, kwargs = self._arguments(batch, logits_to_keep, extra)
+        with self.occupancy.shared(), running(hooks, self.top, batch, context):
+            return self.module(*args, **kwargs)
 
     def add_hook(self, hooks: HookSet, site: Site, hook: Hook) -> None:
         """Adds a hook at a site."""
@@ -290,10 +292,13 @@ class Network:
 
         return (output[0], *(None if isinstance(part, Tensor) else part for part in output[1:]))
 
-    def _called(self, batch: Batch, logits_to_keep: int | None, extra: Mapping[str, Any]) -> Any:
+    def _arguments(
+        self, batch: Batch, logits_to_keep: int | None, extra: Mapping[str, Any]
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """What the module is given by place and by name."""
         if batch.mask is None:
             values = list(batch.inputs.values())
-            return self.module(values[0]) if len(values) == 1 else self.module(**batch.inputs)
+            return (values, {}) if len(values) == 1 else ([], dict(batch.inputs))
 
         positions = batch.positions
         if positions is None:
@@ -307,11 +312,11 @@ class Network:
         }
         known = {name: value for name, value in wanted.items() if name in self._accepts}
 
-        return self.module(**{**known, **batch.inputs})
+        return [], {**known, **batch.inputs}
 
     def _edited(self, edit: Edit, site: Site, graph: bool, x: Tensor) -> Tensor:
         call = current_call()
-        context = call.context if call is not None and call.top is self.top else None
+        context = _context_of(call) if call is not None and call.top is self.top else None
         if graph and edit.carries_gradient:
             torch.set_grad_enabled(True)
         if torch.is_grad_enabled() and (x.requires_grad or edit.carries_gradient):
@@ -351,8 +356,18 @@ class _FirstBlock(Exception):
 
 def _note(site: Site, x: Tensor) -> None:
     call = current_call()
-    if call is not None and call.context is not None:
-        call.context.values[site] = x
+    context = None if call is None else _context_of(call)
+    if context is not None:
+        context.values[site] = x
+
+
+def _context_of(call: HookedCall) -> PassContext | None:
+    """What is known of the pass that a call belongs to; ``None`` for calls by hand."""
+    if call.context is None and call.batch is not None:
+        call.context = PassContext.of(call.batch)
+    context: PassContext | None = call.context
+
+    return context
 
 
 def check_block(block: int, count: int) -> None:

@@ -7,7 +7,7 @@ Nothing of it lives on the model, so that passes of several threads do not meet.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Self
 
 import torch
@@ -157,10 +157,29 @@ class Pass:
             allow_nonfinite=allow_nonfinite,
         )
         request.check(self.batch)
-        resume = _Resume(from_block, residual)
-        resume.check(request)
+        recorder = _Recorder(request, self.batch, set(request.wanted))
+        hooks = self._hooks(recorder, _Resume(from_block, residual))
+        context = None if self._context is None else replace(self._context, values={})
+        output = None
 
-        return self._read(request, resume)
+        with torch.inference_mode(False), _mode(request, self.edits):
+            try:
+                raw = network.call(
+                    self.batch,
+                    hooks,
+                    context=context,
+                    logits_to_keep=request.logits_to_keep(self.batch),
+                    **self._extra,
+                )
+                output = tensor_of(raw) if request.needs_output else None
+            except _Reached as reached:
+                if reached.recorder is not recorder:
+                    raise
+            recorder.check_reached()
+            if self.graph:
+                self._keep_graph(recorder, output)
+            with torch.inference_mode(False):
+                return _reading(recorder, output)
 
     def gradients(
         self, of: Tensor | Metric, sites: Sites, cotangent: Tensor | None = None
@@ -206,35 +225,17 @@ class Pass:
         mask = self.batch.mask
         return x if mask is None or x.shape[:2] != mask.shape else x[:, -1]
 
-    def _read(self, request: "_Request", resume: "_Resume") -> Reading:
-        network, hooks = self.network, HookSet()
-        context = replace(self._context or PassContext.of(self.batch), values={})
-        network.add_edits(hooks, self.edits, graph=self.graph)
-        recorder = _Recorder(request, self.batch, set(request.wanted))
+    def _hooks(self, recorder: "_Recorder", resume: "_Resume") -> HookSet:
+        """The edits, then what is recorded, then what stands in for blocks that are not run."""
+        request, hooks = recorder.request, HookSet()
+        resume.check(request)
+        self.network.add_edits(hooks, self.edits, graph=self.graph)
         for site in sorted(request.wanted):
-            network.add_hook(hooks, site, recorder.hook(site))
+            self.network.add_hook(hooks, site, recorder.hook(site))
         if resume.block is not None:
             self._resume(hooks, resume.block, resume.residual)
 
-        with torch.inference_mode(False), _mode(request, self.edits):
-            try:
-                raw = network.call(
-                    self.batch,
-                    hooks,
-                    context=context,
-                    logits_to_keep=request.logits_to_keep(self.batch),
-                    **self._extra,
-                )
-                output = tensor_of(raw) if request.needs_output else None
-            except _Reached as reached:
-                if reached.recorder is not recorder:
-                    raise
-                output = None
-            recorder.check_reached()
-            if self.graph:
-                self._keep_graph(recorder, output)
-            with torch.inference_mode(False):
-                return _reading(recorder, output)
+        return hooks
 
     def _resume(self, hooks: HookSet, block: int, residual: Tensor | None) -> None:
         if residual is None:
@@ -362,7 +363,7 @@ class _Recorder:
 
     def hook(self, site: Site) -> Callable[[Tensor], Tensor | None]:
         """The hook that belongs to a site."""
-        return lambda x: self._see(site, x)
+        return partial(self._see, site)
 
     def _see(self, site: Site, x: Tensor) -> Tensor | None:
         if site not in self.pending:
@@ -373,26 +374,24 @@ class _Recorder:
             x = self.tracked[site] = _tracked(site, x)
         if site in self.is_read:
             with torch.inference_mode(False), torch.no_grad():
-                self.values[site] = self.keep(site, x.detach())
+                self.check_tokens(site, x)
+                self.values[site] = self.reduced(x.detach())
         if not self.pending and not self.request.needs_output:
             raise _Reached(self)
 
         return x if tracked else None
 
-    def keep(self, site: Site, x: Tensor) -> Tensor:
-        """The part of a tensor that is asked for."""
-        batch, positions = self.batch, self.request.positions
-        if batch.mask is None:
-            return x.clone()
-        if site.kind != "module" or tuple(x.shape[:2]) == tuple(batch.mask.shape):
-            return self.reduced(x, positions)
-        if positions == "all":
-            return x.clone()
-        raise BadValue(
-            f"its tensor {tuple(x.shape)} has no axis of {batch.mask.shape[1]} tokens",
-            where=f"site {site}",
-            mend="Read it with positions='all', which keeps it as it is",
-        )
+    def check_tokens(self, site: Site, x: Tensor) -> None:
+        """Refuses to choose tokens of a module's tensor that has no axis of them."""
+        mask = self.batch.mask
+        if mask is None or site.kind != "module" or self.request.positions == "all":
+            return
+        if tuple(x.shape[:2]) != tuple(mask.shape):
+            raise BadValue(
+                f"its tensor {tuple(x.shape)} has no axis of {mask.shape[1]} tokens",
+                where=f"site {site}",
+                mend="Read it with positions='all', which keeps it as it is",
+            )
 
     @cached_property
     def columns(self) -> Int[Tensor, "#batch k"]:
@@ -400,9 +399,14 @@ class _Recorder:
         assert not isinstance(self.request.positions, str)
         return _from_end(self.request.positions, self.batch)
 
-    def reduced(self, x: Tensor, positions: Positions) -> Tensor:
-        """What is kept of ``[batch, token, *site]``, in memory of its own."""
-        if positions == "all":
+    def reduced(self, x: Tensor, positions: Positions | None = None) -> Tensor:
+        """What is kept of ``[batch, token, *site]``, in memory of its own.
+
+        At the positions that were asked for, if none are given; all of it where there are no
+        tokens.
+        """
+        positions = self.request.positions if positions is None else positions
+        if positions == "all" or self.batch.mask is None:
             return x.clone()
         if positions == "last":
             return x[:, -1].clone()
@@ -433,7 +437,7 @@ def _reading(recorder: _Recorder, output: Tensor | None) -> Reading:
     if output is not None and request.logits:
         where = "last" if request.positions == "mean" else request.positions
         logits = output.detach()
-        logits = logits.clone() if batch.mask is None else recorder.reduced(logits, where)
+        logits = recorder.reduced(logits, where)
 
     values = {site: recorder.values[site] for site in request.sites}
     if not request.allow_nonfinite:
@@ -460,7 +464,10 @@ def _gradients(recorder: _Recorder, metric: Tensor) -> dict[Site, Tensor]:
         retain_graph=recorder.request.graph or None,
     )
 
-    return {site: recorder.keep(site, grad) for site, grad in zip(sites, grads, strict=True)}
+    for site, grad in zip(sites, grads, strict=True):
+        recorder.check_tokens(site, grad)
+
+    return {site: recorder.reduced(grad) for site, grad in zip(sites, grads, strict=True)}
 
 
 def _tracked(site: Site, x: Tensor) -> Tensor:

@@ -180,9 +180,11 @@ def _named(name: str, named: SiteMap) -> list[Site]:
         _check_kind(kind, name, named)
         return [named.site(Site.parse(name).kind)]
     _check_kind(kind, name, named)
-    numbers = block_numbers(selection, named.n_blocks, f"site {name}")
+    sites = []
+    for number in block_numbers(selection, named.n_blocks, f"site {name}"):
+        sites.append(named.site(kind, number))
 
-    return [named.site(kind, number) for number in numbers]
+    return sites
 
 
 def _check_kind(kind: str, name: str, named: SiteMap) -> None:

@@ -1,92 +1,19 @@
-"""Weights moved for a while and put back bit by bit, and who may use a module meanwhile."""
+"""Weights moved for a while, and put back bit by bit."""
 
-import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from offkey.errors import BadValue, ModelBusy, UnknownName
+from offkey.errors import BadValue, UnknownName
+from offkey.models.hooks import Occupancy
 
-__all__ = ["Occupancy", "perturbed"]
+__all__ = ["perturbed"]
 
 ALIGNED = 64
 """Numbers that the place of each weight is a multiple of, as fast products want it."""
-
-_LOCK = threading.RLock()
-
-
-class Occupancy:
-    """Which threads run a module, and which one has its weights moved.
-
-    Passes of several threads may be open at once, but none beside weights that another thread has
-    moved. It is shared by all models of one module.
-    """
-
-    def __init__(self) -> None:
-        self.passes: Counter[int] = Counter()
-        self.owner: int | None = None
-        self.depth = 0
-
-    @classmethod
-    def of(cls, top: nn.Module) -> "Occupancy":
-        """The one that belongs to a module."""
-        with _LOCK:
-            return _OCCUPANCIES.setdefault(top, cls())
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """While this is open, no other thread moves the weights.
-
-        Raises:
-            ModelBusy: another thread has moved them.
-        """
-        thread = threading.get_ident()
-        with _LOCK:
-            if self.owner not in (None, thread):
-                raise ModelBusy(
-                    "another thread has its weights perturbed",
-                    where="model",
-                    mend="Close its context first, or give each thread a copy of the model",
-                )
-            self.passes[thread] += 1
-        try:
-            yield
-        finally:
-            with _LOCK:
-                self.passes[thread] -= 1
-                self.passes += Counter()  # drops threads without a pass
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """While this is open, no other thread runs the module.
-
-        Raises:
-            ModelBusy: another thread has a pass open, or the weights moved.
-        """
-        thread = threading.get_ident()
-        with _LOCK:
-            others = [each for each in self.passes if each != thread]
-            if others or self.owner not in (None, thread):
-                raise ModelBusy(
-                    "its weights cannot be perturbed while another thread runs it",
-                    where="model",
-                    mend="Close the other thread's pass first, or give each thread a copy",
-                )
-            self.owner, self.depth = thread, self.depth + 1
-        try:
-            yield
-        finally:
-            with _LOCK:
-                self.depth -= 1
-                self.owner = self.owner if self.depth else None
-
-
-_OCCUPANCIES: WeakKeyDictionary[nn.Module, Occupancy] = WeakKeyDictionary()
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from offkey.errors import BadValue, UnmappedModel
+from offkey.models.attention import AttentionPort
 from offkey.models.families import Family
 from offkey.models.heads import HeadParts
-from offkey.models.hooks import AttentionPort, Hook, HookSet, Place, Side, unhooked
+from offkey.models.hooks import Hook, HookSet, Place, Side, unhooked
 from offkey.models.sites import BLOCK_KINDS, GLOBAL_KINDS, Site
 
 __all__ = ["Block", "Wiring", "unwrapped", "wire"]
@@ -67,22 +68,22 @@ class Wiring:
         """Number of blocks."""
         return len(self.blocks)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Width of the residual stream."""
         return int(self.config.hidden_size)
 
-    @property
+    @cached_property
     def n_heads(self) -> int:
         """Number of query heads."""
         return int(self.config.num_attention_heads)
 
-    @property
+    @cached_property
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
         return int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
 
-    @property
+    @cached_property
     def d_head(self) -> int:
         """Width of a head."""
         return int(getattr(self.config, "head_dim", None) or self.width // self.n_heads)

@@ -11,7 +11,6 @@ block.
 from offkey.passes.plan import Plan
 from offkey.passes.recording import (
     SHARD_SIZE,
-    Extract,
     RowRecorder,
     Rows,
     ShardRows,
@@ -33,7 +32,6 @@ __all__ = [
     "SHARD_SIZE",
     "ActivationStream",
     "Blocks",
-    "Extract",
     "Plan",
     "RowRecorder",
     "Rows",

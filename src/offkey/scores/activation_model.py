@@ -161,7 +161,7 @@ class JointActivationModel(Score):
         Raises:
             Mismatch: rows of other sites, or of another width.
         """
-        gaussian = TrackedGaussian.from_state(self.gaussian_)
+        gaussian = TrackedGaussian(**self.gaussian_)
         given = {site: value.shape[1] for site, value in x.items()}
         known = {part["site"]: len(part["mean"]) for part in self.axes_}
         if given != known:

@@ -84,14 +84,14 @@ def test_more_pairs_never_bring_it_further_from_the_full_gaussian():
     s = random_covariance(7, seed=3)
     every = list(itertools.combinations(range(7), 2))
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
-    told = [
+    result = [
         divergence_bits(s, close(s, mask_of([every[n] for n in order[:k]], 7)))
         for k in range(len(every) + 1)
     ]
 
-    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(told))
-    assert told[-1] == pytest.approx(0, abs=1e-9)
-    assert told[0] > 0.5
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(result))
+    assert result[-1] == pytest.approx(0, abs=1e-9)
+    assert result[0] > 0.5
 
 
 def test_the_divergence_is_the_integral():

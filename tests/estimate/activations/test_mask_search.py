@@ -40,10 +40,10 @@ METHODS = ["greedy", "hard-concrete", "straight-through", "lasso"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_planted_pairs_are_recovered_and_nothing_is_found_in_noise(method):
-    found = search(sampled(rows(2000, covariance(PLANTED), seed=0)), 2000, method)
-    assert found.pairs == PAIRS
-    assert found.surprise.net > 1000
-    assert found.scored >= 2
+    result = search(sampled(rows(2000, covariance(PLANTED), seed=0)), 2000, method)
+    assert result.pairs == PAIRS
+    assert result.surprise.net > 1000
+    assert result.scored >= 2
 
     nothing = search(sampled(rows(2000, torch.eye(8).double(), seed=1)), 2000, method)
     assert nothing.pairs == frozenset()
@@ -65,14 +65,14 @@ def test_nothing_beats_trying_every_mask(seed):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_search_scores_as_the_model_does(method):
     x = rows(500, covariance(PLANTED), seed=4)
-    found = search(sampled(x), 500, method)
-    told = surprise_of_activations(
-        ActivationModel.empirical({"h": x}, {"h": found.pairs}), {"h": x}
+    estimate = search(sampled(x), 500, method)
+    result = surprise_of_activations(
+        ActivationModel.empirical({"h": x}, {"h": estimate.pairs}), {"h": x}
     )
 
-    assert found.surprise.net == pytest.approx(told.net, rel=1e-8)
-    assert found.surprise.explained == pytest.approx(told.explained, rel=1e-8)
-    assert found.surprise.argument == pytest.approx(told.argument)
+    assert estimate.surprise.net == pytest.approx(result.net, rel=1e-8)
+    assert estimate.surprise.explained == pytest.approx(result.explained, rel=1e-8)
+    assert estimate.surprise.argument == pytest.approx(result.argument)
 
 
 def test_scale_does_not_matter():
@@ -109,8 +109,8 @@ def test_a_gate_scales_the_correlation_of_its_pair():
     )
     for r, z in ((0.3, 0.5), (-0.8, 0.7)):
         true = torch.tensor([[1, r], [r, 1]], dtype=torch.float64)
-        told = torch.tensor([[1, z * r], [z * r, 1]], dtype=torch.float64)
-        apart = divergence_bits(true, told) - divergence_bits(true, torch.eye(2).double())
+        result = torch.tensor([[1, z * r], [z * r, 1]], dtype=torch.float64)
+        apart = divergence_bits(true, result) - divergence_bits(true, torch.eye(2).double())
         got = pair_surprise(true[0, 1], torch.tensor(z, dtype=torch.float64), 100)
         assert float(got) == pytest.approx(100 * apart, rel=1e-9)
 

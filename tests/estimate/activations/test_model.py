@@ -53,10 +53,10 @@ def test_the_surprise_of_activations_is_their_density():
     normal = model.closed["h"]
     density = torch.distributions.MultivariateNormal(normal.mean, normal.full)
     bits = -float(density.log_prob(x).sum()) / math.log(2)
-    told = surprise_of_activations(model, {"h": x})
+    result = surprise_of_activations(model, {"h": x})
 
-    assert told.outcome == pytest.approx(bits, rel=1e-10)
-    assert told.argument == pytest.approx(
+    assert result.outcome == pytest.approx(bits, rel=1e-10)
+    assert result.argument == pytest.approx(
         math.log2(29) + math.log2(28 * 27 / 2) + 2 * math.log2(300) / 2
     )
     other = planted(100, seed=5)["h"]
@@ -68,13 +68,13 @@ def test_the_surprise_of_activations_is_their_density():
 def test_disjoint_pairs_explain_what_each_does_alone():
     x = planted()
     model = ActivationModel.empirical(x, {"h": PAIRS})
-    told = surprise_of_activations(model, x)
+    result = surprise_of_activations(model, x)
     r = torch.corrcoef(x["h"].T)
     alone = sum(float(pair_gain(r[i, j], 2000)) for i, j in PAIRS)
 
-    assert told.explained == pytest.approx(alone, rel=1e-9)
-    assert told.net == pytest.approx(alone - math.log2(math.comb(28, 4)) - 2 * math.log2(2000))
-    assert told.empty_argument == pytest.approx(math.log2(29))
+    assert result.explained == pytest.approx(alone, rel=1e-9)
+    assert result.net == pytest.approx(alone - math.log2(math.comb(28, 4)) - 2 * math.log2(2000))
+    assert result.empty_argument == pytest.approx(math.log2(29))
     assert 0.98 < fraction_explained(model, x) < 1
     assert fraction_explained(model.full, x) == pytest.approx(1)
     assert fraction_explained(model.empty, x) == pytest.approx(0, abs=1e-12)
@@ -85,11 +85,11 @@ def test_explaining_is_the_divergence_that_is_left():
     pairs = {"a": {(0, 1), (1, 2)}, "b": {(0, 1)}}
     model = ActivationModel.empirical(x, pairs)
     whole = surprise_of_activations(model.full, x)
-    told = surprise_of_activations(model, x)
+    result = surprise_of_activations(model, x)
     left = sum(
         divergence_bits(model.layers[name].full, model.closed[name].full) for name in model.layers
     )
-    assert told.outcome - whole.outcome == pytest.approx(500 * left, rel=1e-8)
+    assert result.outcome - whole.outcome == pytest.approx(500 * left, rel=1e-8)
 
 
 def test_break_even_counts():
@@ -117,11 +117,11 @@ def test_surprise_of_events_and_losses():
         return 0.25 + math.asin(float(s[0, 1] / (s[0, 0] * s[1, 1]).sqrt())) / (2 * math.pi)
 
     seen = int(((x["h"][:, 0] > 0) & (x["h"][:, 1] > 0)).sum())
-    told = surprise_of_events_under(model, both_high, seen, 2000 - seen)
-    assert told.empty_outcome == pytest.approx(
+    result = surprise_of_events_under(model, both_high, seen, 2000 - seen)
+    assert result.empty_outcome == pytest.approx(
         -seen * math.log2(0.25) - (2000 - seen) * math.log2(0.75)
     )
-    assert told.explained > 20
+    assert result.explained > 20
 
     losses = x["h"][:, 0] + x["h"][:, 1]
 
@@ -130,13 +130,13 @@ def test_surprise_of_events_and_losses():
         pick = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0]]).double()
         return Normal(pick @ normal.mean, pick @ normal.full @ pick.T)
 
-    told = surprise_of_losses(model, total, losses)
+    result = surprise_of_losses(model, total, losses)
     predicted = total(model)
     bits = -torch.distributions.Normal(predicted.mean, predicted.variance.sqrt()).log_prob(
         losses
     ).sum() / math.log(2)
-    assert told.outcome == pytest.approx(float(bits), rel=1e-10)
-    assert told.explained > 100
+    assert result.outcome == pytest.approx(float(bits), rel=1e-10)
+    assert result.explained > 100
     with pytest.raises(BadValue, match="not one number"):
         surprise_of_losses(model, lambda m: m.closed["h"], losses)
 
@@ -232,8 +232,8 @@ def test_residuals_have_mean_0_and_variance_1_under_the_model():
     assert bool((w.mean(0).abs() < 5 * error).all())
     spread = (w.square() - 1).std(0) / math.sqrt(len(x))
     assert bool(((w.square().mean(0) - 1).abs() < 5 * spread).all())
-    found = squared_residuals(normal, pairs, x[:50])
-    torch.testing.assert_close(found, w[:50].square().sum(1))
+    result = squared_residuals(normal, pairs, x[:50])
+    torch.testing.assert_close(result, w[:50].square().sum(1))
     assert broken_relation(normal, [], x[:3]).tolist() == [0, 0, 0]
     with pytest.raises(Mismatch, match="for 6 dimensions"):
         pair_residuals(normal, pairs, x[:, :2])

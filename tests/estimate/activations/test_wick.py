@@ -53,19 +53,19 @@ def test_a_tracked_product_is_exact():
     normal, mask = normal_and_mask()
     x = draws(normal, 100)
     for i, j in [(0, 1), (2, 1), (3, 3)]:
-        told = Wick.product(normal, mask, i, j)
-        torch.testing.assert_close(told(x), x[:, i] * x[:, j], rtol=1e-10, atol=1e-10)
+        result = Wick.product(normal, mask, i, j)
+        torch.testing.assert_close(result(x), x[:, i] * x[:, j], rtol=1e-10, atol=1e-10)
         shared = float(normal.mean[i] * normal.mean[j] + normal.full[i, j])
-        assert told.mean == pytest.approx(shared)
+        assert result.mean == pytest.approx(shared)
 
 
 def test_an_untracked_product_drops_the_covariance_and_the_last_term():
     normal, mask = normal_and_mask()
     x, m = draws(normal, 100), normal.mean
-    told = Wick.product(normal, mask, 0, 4)
+    result = Wick.product(normal, mask, 0, 4)
     gap = x - m
     expected = m[0] * m[4] + m[0] * gap[:, 4] + m[4] * gap[:, 0]
-    torch.testing.assert_close(told(x), expected)
+    torch.testing.assert_close(result(x), expected)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -73,9 +73,9 @@ def test_averaging_over_the_model_gives_the_estimate_back(order):
     normal, mask = normal_and_mask()
     x = draws(normal)
     for stack in (layers(), layers(f=GELU), [*layers(f=TANH), SQUARE]):
-        told = Wick.network(stack, normal, mask)
-        values = told(x, order)
-        assert centred(values, told.mean) if order else bool((values == told.mean).all())
+        result = Wick.network(stack, normal, mask)
+        values = result(x, order)
+        assert centred(values, result.mean) if order else bool((values == result.mean).all())
     each = wick_elementwise(RELU, normal, x, order)
     for column, mean in zip(each.T, RELU.mean(normal.mean, normal.variance), strict=True):
         if order:
@@ -88,17 +88,19 @@ def test_one_hidden_layer_has_exact_mean_and_derivatives():
     normal, _ = normal_and_mask()
     whole = torch.ones(WIDTH, WIDTH, dtype=torch.bool)
     stack = layers(f=TANH)
-    told = Wick.network(stack, normal, whole)
+    result = Wick.network(stack, normal, whole)
     x = draws(normal)
 
-    assert centred(run(stack, x), told.mean)
+    assert centred(run(stack, x), result.mean)
     precision = torch.linalg.inv(normal.full)
     y, z = run(stack, x), (x - normal.mean) @ precision
     # Stein: E grad f = E[S^-1 delta f], E hess f = E[(S^-1 delta delta' S^-1 - S^-1) f]
     for i in range(WIDTH):
-        assert centred(z[:, i] * y, float(told.gradient[i]))
+        assert centred(z[:, i] * y, float(result.gradient[i]))
         for j in range(WIDTH):
-            assert centred((z[:, i] * z[:, j] - precision[i, j]) * y, float(told.curvature[i, j]))
+            assert centred(
+                (z[:, i] * z[:, j] - precision[i, j]) * y, float(result.curvature[i, j])
+            )
 
 
 def test_relu_orders_carry_the_published_shares_of_variance():
@@ -122,18 +124,18 @@ def test_each_order_comes_closer_to_the_loss():
     loss = run(stack, x)
     exact = Wick.network(stack[:-1], normal, whole)
     sampled = Wick.sampled(lambda x: run(stack, x), normal, whole)
-    for told, truth in ((exact, run(stack[:-1], x)), (sampled, loss)):
-        left = [float((truth - told(x, order)).var()) for order in (0, 1, 2)]
+    for result, truth in ((exact, run(stack[:-1], x)), (sampled, loss)):
+        left = [float((truth - result(x, order)).var()) for order in (0, 1, 2)]
         assert left[0] > left[1] > left[2]
 
 
 def test_modules_stand_for_their_functions():
     normal, mask = normal_and_mask()
     first, _, last = layers()
-    found = Wick.network([first, nn.ReLU(), last], normal, mask)
+    result = Wick.network([first, nn.ReLU(), last], normal, mask)
     expected = Wick.network([first, RELU, last], normal, mask)
     x = draws(normal, 10)
-    assert torch.equal(found(x), expected(x))
+    assert torch.equal(result(x), expected(x))
 
 
 def test_sampled_derivatives_are_the_exact_ones():
@@ -161,13 +163,13 @@ def test_tracking_less_averages_alike_and_tells_less():
 
 def test_bad_input_is_refused_plainly():
     normal, mask = normal_and_mask()
-    told = Wick.product(normal, mask, 0, 1)
+    result = Wick.product(normal, mask, 0, 1)
     with pytest.raises(BadValue, match="order 3"):
-        told(draws(normal, 2), 3)
+        result(draws(normal, 2), 3)
     with pytest.raises(BadValue, match="order -1"):
         wick_elementwise(RELU, normal, draws(normal, 2), -1)
     with pytest.raises(Mismatch, match="for 5 dimensions"):
-        told(torch.zeros(2, 3))
+        result(torch.zeros(2, 3))
     with pytest.raises(BadValue, match="leave 4 numbers"):
         Wick.network(layers()[:2], normal, mask)
     with pytest.raises(UnmappedModel, match="no Wick rule for Bilinear"):

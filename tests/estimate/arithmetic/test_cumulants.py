@@ -164,7 +164,7 @@ def test_only_what_is_asked_for_is_computed():
 
 
 def test_bad_requests_are_refused(toy):
-    for refused, error, told in (
+    for refused, error, result in (
         (lambda: Cumulants(toy, 0), BadValue, "order 0"),
         (lambda: Cumulants(toy).joint(), BadValue, "no node"),
         (lambda: Cumulants(toy).joint(*["u"] * 13), BadValue, "order 13 is not known"),
@@ -176,5 +176,5 @@ def test_bad_requests_are_refused(toy):
         (lambda: gaussian_moment([0.0], [[1.0]], [1]), BadValue, "each below 1"),
         (lambda: gaussian_moment([0.0], [[1.0]], [0] * 23), BadValue, "at most 22"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=result):
             refused()

@@ -30,8 +30,8 @@ def test_permanent_is_the_sum_over_permutations(size):
 
 def test_three_estimates_of_a_permanent():
     matrix = np.arange(1.0, 10.0).reshape(3, 3)
-    told = [float(estimate) for estimate in permanent_estimates(matrix)]
-    assert [permanent(matrix), *told] == pytest.approx([450, 480, 720, 750], rel=1e-10)
+    result = [float(estimate) for estimate in permanent_estimates(matrix)]
+    assert [permanent(matrix), *result] == pytest.approx([450, 480, 720, 750], rel=1e-10)
 
 
 @pytest.mark.parametrize("size", range(1, 7))
@@ -50,15 +50,15 @@ def test_permanents_on_their_estimates_have_slope_one():
     drawn = np.random.default_rng(0).exponential(size=(2000, 4, 4))
     truths = np.array([permanent(matrix) for matrix in drawn])
     rows = np.array([float(permanent_estimates(matrix).rows) for matrix in drawn])
-    told = accuracy(truths, rows)
-    assert abs(told.slope - 1) < 5 * told.slope_error < 0.5
-    assert abs(told.bias) < 5 * told.bias_error
+    result = accuracy(truths, rows)
+    assert abs(result.slope - 1) < 5 * result.slope_error < 0.5
+    assert abs(result.bias) < 5 * result.bias_error
 
 
 def expressions(seed=0, count=3000):
     """xy + zw of leaves whose covariances have random signs: truth, no pairs, one pair."""
     rng = np.random.default_rng(seed)
-    told = []
+    result = []
     for _ in range(count):
         mean, signs = rng.normal(size=4), rng.choice([-1, 1], size=2)
         x, y, z, w = block(
@@ -67,40 +67,42 @@ def expressions(seed=0, count=3000):
         circuit = Circuit(x * y + z * w)
         exact = float(propagate(circuit).estimate())
         naive = mean[0] * mean[1] + mean[2] * mean[3]
-        told.append((exact, naive, naive + 0.6 * signs[0]))
+        result.append((exact, naive, naive + 0.6 * signs[0]))
 
-    return np.array(told).T
+    return np.array(result).T
 
 
 def test_more_of_an_argument_is_as_accurate_and_nearer():
     exact, naive, partial = expressions()
     for estimates in (naive, partial):
-        told = accuracy(exact, estimates)
-        assert abs(told.slope - 1) < 5 * told.slope_error
-        assert abs(told.bias) < 5 * told.bias_error
+        result = accuracy(exact, estimates)
+        assert abs(result.slope - 1) < 5 * result.slope_error
+        assert abs(result.bias) < 5 * result.bias_error
     assert np.var(exact - partial) < np.var(exact - naive)
     # The later error is orthogonal to the earlier estimate.
     product = (exact - partial) * naive
     assert abs(product.mean()) < 5 * product.std() / len(product) ** 0.5
 
 
-def test_a_shrunk_estimate_is_found_out():
+def test_a_shrunk_estimate_is_detected():
     exact, naive, _ = expressions()
-    told = accuracy(exact, 0.5 * naive)
-    assert told.slope == pytest.approx(2, abs=5 * told.slope_error)
-    assert told.slope - 5 * told.slope_error > 1
+    result = accuracy(exact, 0.5 * naive)
+    assert result.slope == pytest.approx(2, abs=5 * result.slope_error)
+    assert result.slope - 5 * result.slope_error > 1
 
 
 def test_slope_is_least_squares():
     rng = np.random.default_rng(1)
     x = rng.normal(size=50)
     y = 2 * x + 1 + rng.normal(size=50)
-    told = accuracy(y, x)
-    assert [told.slope, told.intercept] == pytest.approx(np.polyfit(x, y, 1).tolist(), rel=1e-10)
+    result = accuracy(y, x)
+    assert [result.slope, result.intercept] == pytest.approx(
+        np.polyfit(x, y, 1).tolist(), rel=1e-10
+    )
 
 
 def test_bad_input_is_refused():
-    for refused, error, told in (
+    for refused, error, result in (
         (lambda: permanent(np.ones((2, 3))), BadInput, "not a square"),
         (lambda: permanent_estimates(np.full((2, 2), np.nan)), BadInput, "finite"),
         (lambda: permanent(np.ones((23, 23))), BadValue, "at most 22"),
@@ -109,5 +111,5 @@ def test_bad_input_is_refused():
         (lambda: accuracy(np.ones(3), np.ones(3)), NotEnoughData, "without a spread"),
         (lambda: accuracy(np.array([1, 2, np.inf]), np.arange(3.0)), BadInput, "not finite"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=result):
             refused()

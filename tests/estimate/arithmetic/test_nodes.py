@@ -129,14 +129,14 @@ def test_bad_leaves_and_sums_are_refused(refused, error, told):
 
 
 def test_bad_pairs_are_refused(toy):
-    for pair, error, told in (
+    for pair, error, result in (
         (("u", "ww"), UnknownName, "unknown node 'ww'"),
         (("u", 99), BadValue, "there is no node 99"),
         (("u", leaf(0.0)), Mismatch, "not in this circuit"),
         (("b", "y"), BadValue, "candidates='all'"),
         (("u", "u"), BadValue, "always tracked"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=result):
             toy.tracked([pair])
 
 

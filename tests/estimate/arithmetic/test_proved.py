@@ -14,15 +14,15 @@ from offkey.estimate.arithmetic.nodes import Leaf, Node
 
 def test_sums_products_and_squares():
     x, y = leaf(0.5, span=(-1, 2), name="x"), leaf(4.0, span=(3, 5), name="y")
-    told = {
+    result = {
         "product": x * y,
         "difference": 1 + 2 * x - y,
         "square": x * x,
         "positive square": y * y,
     }
-    circuit = Circuit(*told.values())
-    found = bounds(circuit)
-    seen = [found[circuit.index(node)] for node in told.values()]
+    circuit = Circuit(*result.values())
+    estimate = bounds(circuit)
+    seen = [estimate[circuit.index(node)] for node in result.values()]
     assert seen == [Bound(-5, 10), Bound(-6, 2), Bound(0, 4), Bound(9, 25)]
 
 
@@ -30,8 +30,8 @@ def test_leaves_without_a_span_have_no_end():
     x, y = leaf(0.0, 1.0), leaf(0.5, span=(0, 1))
     nodes = (x * y, x * x, x - y, 0.0 * x + y)
     circuit = Circuit(*nodes)
-    found = bounds(circuit)
-    seen = [found[circuit.index(node)] for node in nodes]
+    result = bounds(circuit)
+    seen = [result[circuit.index(node)] for node in nodes]
     infinite = Bound(-math.inf, math.inf)
     assert seen == [infinite, Bound(0, math.inf), infinite, Bound(0, 1)]
 
@@ -46,9 +46,9 @@ def test_rounding_is_outwards():
 
 def test_overflow_is_no_false_bound():
     x = leaf(1e200, span=(1e200, 1e200))
-    found = bounds(Circuit(x * x))[-1]
-    assert found.high == math.inf
-    assert math.isfinite(found.low)
+    result = bounds(Circuit(x * x))[-1]
+    assert result.high == math.inf
+    assert math.isfinite(result.low)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -65,9 +65,9 @@ def test_no_value_leaves_its_interval(seed):
         {k: rng.uniform(s.low, s.high, 5000) for k, s in zip(circuit.leaves, spans, strict=True)}
     )
     slack = 1e-12 * (1 + np.abs(values).max(axis=0))
-    found = bounds(circuit)
-    assert (values.min(axis=0) >= np.array([b.low for b in found]) - slack).all()
-    assert (values.max(axis=0) <= np.array([b.high for b in found]) + slack).all()
+    result = bounds(circuit)
+    assert (values.min(axis=0) >= np.array([b.low for b in result]) - slack).all()
+    assert (values.max(axis=0) <= np.array([b.high for b in result]) + slack).all()
 
 
 def test_a_bound_holds_where_an_estimate_may_not():

@@ -45,9 +45,9 @@ def test_bell_numbers():
 
 @pytest.mark.parametrize("paths", range(1, 6))
 def test_there_are_as_many_arguments_as_the_code_says(paths):
-    told = list(path_partitions("x", paths))
-    assert len(set(told)) == len(told) == bell(paths + 1)
-    assert sum(2.0**-p.bits for p in told) == pytest.approx(1)
+    result = list(path_partitions("x", paths))
+    assert len(set(result)) == len(result) == bell(paths + 1)
+    assert sum(2.0**-p.bits for p in result) == pytest.approx(1)
     prefix = list(path_partitions("x", paths, code="prefix"))
     assert sum(2.0**-p.bits for p in prefix) == pytest.approx(1)
 
@@ -117,8 +117,8 @@ def test_the_mean_of_losses_is_at_least_the_loss_of_the_mean():
 
 
 def test_resampling_among_equal_features_keeps_the_behaviour(toy):
-    told = Scrubbing(probability, INPUTS, 3, features=lambda path, x: x[path])
-    assert float(told.estimate(told.argument())) == pytest.approx(0.0014095703, rel=1e-6)
+    result = Scrubbing(probability, INPUTS, 3, features=lambda path, x: x[path])
+    assert float(result.estimate(result.argument())) == pytest.approx(0.0014095703, rel=1e-6)
     wrong = Scrubbing(probability, INPUTS, 3, features=lambda path, x: x[2])
     assert float(wrong.estimate(wrong.argument())) == pytest.approx(5.000704785, rel=1e-6)
     # Path 1 and path 2 share a draw that agrees in both features.
@@ -149,7 +149,7 @@ def test_counts_of_what_was_drawn(toy):
 
 
 def test_bad_input_is_refused(toy):
-    for refused, error, told in (
+    for refused, error, result in (
         (lambda: toy.losses(PathPartition("other", 3)), Mismatch, "the argument is about other"),
         (lambda: toy.losses(PathPartition(toy.fingerprint, 2)), Mismatch, "3 paths"),
         (lambda: toy.argument([3]), BadValue, "path 3: there are paths 0 to 2"),
@@ -169,5 +169,5 @@ def test_bad_input_is_refused(toy):
             "loses nothing",
         ),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=result):
             refused()

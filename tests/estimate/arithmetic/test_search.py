@@ -62,10 +62,10 @@ def test_the_best_argument_of_the_table(toy, draws, best):
 
 
 def test_crossings_of_the_table(toy):
-    told = [account(toy, Events(1), toy.tracked(pairs)) for pairs in list(TABLE)[:3]]
+    result = [account(toy, Events(1), toy.tracked(pairs)) for pairs in list(TABLE)[:3]]
     crossings = [
         (after.argument - before.argument) / (before.outcome - after.outcome)
-        for before, after in itertools.pairwise(told)
+        for before, after in itertools.pairwise(result)
     ]
     assert crossings == pytest.approx([31.71, 46.46], abs=5e-3)
 
@@ -86,17 +86,17 @@ def test_one_more_pair_can_hurt(toy):
 def test_searches_find_the_best_small_argument(toy, draws, best):
     pairs = list(TABLE)[best]
     outcome = Events(draws)
-    found = {
+    result = {
         "exhaustive": exhaustive(toy, outcome, at_most=10),
         "greedy": greedy(toy, outcome, prune=True),
         "relaxed": relaxed(toy, outcome),
     }
     if best < 2:  # without pruning, what B needs beside itself costs more than it explains
-        found |= {"plain": greedy(toy, outcome), "guided": guided(toy, outcome)}
-    for search in found.values():
+        result |= {"plain": greedy(toy, outcome), "guided": guided(toy, outcome)}
+    for search in result.values():
         assert search.argument == toy.tracked(pairs)
         assert search.surprise == account(toy, outcome, toy.tracked(pairs))
-    assert all(s.surprise.total >= found["exhaustive"].surprise.total for s in found.values())
+    assert all(s.surprise.total >= result["exhaustive"].surprise.total for s in result.values())
 
 
 def test_plain_greedy_cannot_leave_out_what_a_pair_needs(toy):
@@ -156,9 +156,9 @@ def test_exhaustive_is_the_least_of_all_sets(circuit, outcome, at_most):
         for k in range(min(len(pairs), at_most or len(pairs)) + 1)
         for chosen in itertools.combinations(pairs, k)
     }
-    found = exhaustive(circuit, outcome, at_most=at_most)
-    assert found.surprise.total == pytest.approx(min(totals), abs=1e-9)
-    assert at_most is None or len(found.argument) <= at_most
+    result = exhaustive(circuit, outcome, at_most=at_most)
+    assert result.surprise.total == pytest.approx(min(totals), abs=1e-9)
+    assert at_most is None or len(result.argument) <= at_most
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -248,14 +248,14 @@ def test_pairs_that_move_only_a_variance_are_found():
 
 def test_a_wide_language_costs_more(toy):
     narrow, wide = toy.tracked(FIRST), toy.tracked(FIRST, candidates="all")
-    told = account(toy, Events(40), wide)
+    result = account(toy, Events(40), wide)
     assert wide.bits > narrow.bits
-    assert told.empty_argument == pytest.approx(math.log2(37))
+    assert result.empty_argument == pytest.approx(math.log2(37))
 
 
 def test_bad_requests_are_refused(toy):
     other = small()
-    for refused, error, told in (
+    for refused, error, result in (
         (lambda: account(toy, Events(1), other.tracked()), Mismatch, "the argument is about"),
         (lambda: Events(-1), BadValue, "-1 seen"),
         (lambda: Values([]), BadInput, "finite numbers"),
@@ -264,5 +264,5 @@ def test_bad_requests_are_refused(toy):
         (lambda: exhaustive(toy, Events(1), most=100), BadValue, "2\\^17 arguments"),
         (lambda: Masked(toy, [(0, 1)])(torch.zeros(1, 2)), Mismatch, "for 1 pairs"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=result):
             refused()

@@ -177,8 +177,8 @@ def test_trained_by_the_common_loop():
     target = x.sum(1, keepdim=True) % 2
     settings = TrainingSettings(steps=300, batch=40, rate=0.02)
     train_module(layer, x, target, settings, loss=torch.nn.functional.mse_loss)
-    found = Spectrum.of(interactions(layer))(layer.extended(x.double()))
-    torch.testing.assert_close(found, target.double(), rtol=0.02, atol=0.02)
+    result = Spectrum.of(interactions(layer))(layer.extended(x.double()))
+    torch.testing.assert_close(result, target.double(), rtol=0.02, atol=0.02)
 
 
 def test_bad_input_is_named():

@@ -32,11 +32,11 @@ def test_linear_detector_on_a_linear_model_is_exact():
     with torch.no_grad():
         model.weight.copy_(torch.diag(torch.tensor([1.0, 2.0**0.5, 0.5**0.5])))
     event = Threshold(torch.tensor([1.0, -1.0, 2.0]), 8.0)
-    found = probability(model, event, Normal.standard(3))
-    assert float(found) == pytest.approx(phi(-8 / 5**0.5), rel=1e-6)
-    assert float(found) == pytest.approx(1.7331e-4, rel=1e-4)
+    result = probability(model, event, Normal.standard(3))
+    assert float(result) == pytest.approx(phi(-8 / 5**0.5), rel=1e-6)
+    assert float(result) == pytest.approx(1.7331e-4, rel=1e-4)
     slim = probability(model, event, Normal(torch.zeros(3), torch.ones(3)))
-    assert float(slim) == pytest.approx(float(found))
+    assert float(slim) == pytest.approx(float(result))
 
 
 def test_network_as_detector_and_finite_data_agree():
@@ -58,7 +58,7 @@ def test_network_as_detector_and_finite_data_agree():
         probability(nn.Sequential(model, nn.Softplus()), event, normal)
 
 
-def test_nothing_seen_is_below_resolution_and_not_zero():
+def test_no_hit_is_below_resolution_and_not_zero():
     event = Threshold(torch.ones(2), 29.0)
     model = nn.Identity()
     seen = finite_data(model, event, Normal.standard(2), 20_000, torch.Generator().manual_seed(0))
@@ -75,9 +75,9 @@ def test_orthants_known_in_closed_form():
     # all correlations 1/2: 1 / (d + 1)
     for width in (2, 3, 8, 40):
         half = torch.full((width, width), 0.5) + 0.5 * torch.eye(width)
-        found = orthant(torch.zeros(width), half)
-        assert float(found) == pytest.approx(1 / (width + 1), abs=6 * found.error + 1e-9)
-        assert found.error < 0.01 / (width + 1)
+        result = orthant(torch.zeros(width), half)
+        assert float(result) == pytest.approx(1 / (width + 1), abs=6 * result.error + 1e-9)
+        assert result.error < 0.01 / (width + 1)
     rho = 0.7
     two = orthant(torch.tensor([-3.0, -4.0]), torch.tensor([[1.0, rho], [rho, 1.0]]))
     exact = float(bivariate_normal_cdf(-3.0, -4.0, torch.tensor(rho).double()))
@@ -93,9 +93,9 @@ def test_orthants_known_in_closed_form():
 def test_argmax_equals_finite_data_and_adds_up_to_one():
     normal = random_normal(6, seed=3)
     model = nn.Identity()
-    found = [probability(model, ArgMax(t), normal) for t in range(6)]
-    assert sum(map(float, found)) == pytest.approx(1, abs=1e-3)
-    for target, guess in enumerate(found):
+    result = [probability(model, ArgMax(t), normal) for t in range(6)]
+    assert sum(map(float, result)) == pytest.approx(1, abs=1e-3)
+    for target, guess in enumerate(result):
         seen = finite_data(
             model, ArgMax(target), normal, 100_000, torch.Generator().manual_seed(target)
         )

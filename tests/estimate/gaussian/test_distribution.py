@@ -56,10 +56,10 @@ def test_lower_tail_keeps_its_relative_accuracy():
 
 def test_limits():
     one = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
-    found = bivariate_normal_cdf(0.1, 0.3, one)
+    result = bivariate_normal_cdf(0.1, 0.3, one)
     phi = torch.special.ndtr(torch.tensor([0.1, 0.3], dtype=torch.float64))
     assert torch.allclose(
-        found, torch.stack([phi[0], phi[0] + phi[1] - 1, phi[0] * phi[1]]), atol=1e-15, rtol=0
+        result, torch.stack([phi[0], phi[0] + phi[1] - 1, phi[0] * phi[1]]), atol=1e-15, rtol=0
     )
     assert float(bivariate_normal_cdf(math.inf, 0.3, 0.99)) == pytest.approx(float(phi[1]))
     assert float(bivariate_normal_cdf(-math.inf, 0.3, -0.99)) == 0.0
@@ -72,11 +72,11 @@ def test_limits():
 def test_shapes_broadcast_and_order_of_arguments_does_not_matter():
     h, k = torch.linspace(-3, 3, 7).double(), torch.linspace(-2, 2, 5).double()[:, None]
     rho = torch.tensor([-0.99, -0.4, 0.0, 0.4, 0.99], dtype=torch.float64)[:, None, None]
-    found = bivariate_normal_cdf(h, k, rho)
-    assert found.shape == (5, 5, 7)
-    assert torch.allclose(found, bivariate_normal_cdf(k, h, rho), atol=1e-15, rtol=0)
+    result = bivariate_normal_cdf(h, k, rho)
+    assert result.shape == (5, 5, 7)
+    assert torch.allclose(result, bivariate_normal_cdf(k, h, rho), atol=1e-15, rtol=0)
     # P(x < h) = P(x < h, y < k) + P(x < h, -y < -k)
-    whole = found + bivariate_normal_cdf(h, -k, -rho)
+    whole = result + bivariate_normal_cdf(h, -k, -rho)
     assert torch.allclose(whole, torch.special.ndtr(h).expand_as(whole), atol=2e-15, rtol=0)
 
 

@@ -58,10 +58,10 @@ def test_products_equal_quadrature_at_every_correlation(f, seed):
 @pytest.mark.parametrize("f", ALL, ids=str)
 def test_derivatives_and_coefficients_agree(f):
     m, _, v, *_ = pairs(2)
-    found = f.coefficients(5, m, v)
+    result = f.coefficients(5, m, v)
     for k in range(6):
         scaled = v.sqrt() ** k * f.derivative(k, m, v) / math.sqrt(math.factorial(k))
-        torch.testing.assert_close(found[k], scaled, atol=1e-11, rtol=1e-11)
+        torch.testing.assert_close(result[k], scaled, atol=1e-11, rtol=1e-11)
     assert f.coefficients(0, m, v).shape == (1, len(m))
     # the mean's own slope and curvature in m are the next coefficients
     point = m.clone().requires_grad_()

@@ -19,8 +19,8 @@ from tests.estimate.gaussian.planted import random_normal
 
 def batch(rows=8):
     """Prompts of six tokens: eight beginnings, that come back with other last tokens."""
-    told = [[(7 * row + 3 * place) % 60 for place in range(5)] for row in range(8)]
-    return batch_of([[*told[row % 8], row // 8] for row in range(rows)], choices=False)
+    result = [[(7 * row + 3 * place) % 60 for place in range(5)] for row in range(8)]
+    return batch_of([[*result[row % 8], row // 8] for row in range(rows)], choices=False)
 
 
 def drawn_through(model, normal, batch, before, after, draws):
@@ -78,12 +78,12 @@ def test_blocks_chain_and_parallel_blocks_are_sampled_whole():
 def test_logits_of_some_tokens():
     model = random_model("llama")
     normal = random_normal(model.width, mean=0.5)
-    found = logits_at(model, normal, [3, 5, 7])
+    result = logits_at(model, normal, [3, 5, 7])
     x = normal.sample(100_000, torch.Generator().manual_seed(0)).float()
     with torch.no_grad():
         y = model.wiring.unembedding(model.wiring.final_norm(x))[:, [3, 5, 7]].double()
-    assert float((found.mean - y.mean(0)).abs().amax() / y.std()) < 0.02
-    assert float((found.full - y.T.cov()).norm() / y.T.cov().norm()) < 0.1
+    assert float((result.mean - y.mean(0)).abs().amax() / y.std()) < 0.02
+    assert float((result.full - y.T.cov()).norm() / y.T.cov().norm()) < 0.1
 
 
 def test_what_does_not_fit_is_refused():

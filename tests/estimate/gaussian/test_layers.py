@@ -76,13 +76,13 @@ def test_series_is_the_sum_of_its_terms_and_gets_closer():
     s, rate = normal.full, normal.variance.rsqrt()
     exact, gaps = through(RELU, normal).full, []
     for order in (1, 2, 4, 8, 60):
-        found = through(RELU, normal, method="series", order=order).full
+        result = through(RELU, normal, method="series", order=order).full
         b = RELU.coefficients(order, normal.mean, normal.variance)
         rho = s * rate[:, None] * rate
         by_hand = sum(rho**k * b[k][:, None] * b[k] for k in range(1, order + 1))
         by_hand.diagonal().copy_(RELU.variance(normal.mean, normal.variance))
-        torch.testing.assert_close(found, by_hand, rtol=1e-12, atol=1e-14)
-        gaps.append(float((found - exact).abs().amax()))
+        torch.testing.assert_close(result, by_hand, rtol=1e-12, atol=1e-14)
+        gaps.append(float((result - exact).abs().amax()))
     assert gaps[-1] < 1e-4
     assert gaps[0] > 10 * gaps[2] > 10 * gaps[-1]
 
@@ -147,8 +147,8 @@ def test_gated_layers_equal_sampling(f, diagonal):
         y = layer(x)
         error = y.std(0) / len(y) ** 0.5
         assert bool(((y.mean(0) - made.state.mean).abs() < 5 * error).all())
-        told = torch.diag(y.var(0)) if diagonal else y.T.cov()
-        assert float((made.state.full - told).norm() / told.norm()) < 0.3
+        result = torch.diag(y.var(0)) if diagonal else y.T.cov()
+        assert float((made.state.full - result).norm() / result.norm()) < 0.3
     else:
         assert_sampled(normal, layer, made.state)
     x = normal.sample(200_000, torch.Generator().manual_seed(3))

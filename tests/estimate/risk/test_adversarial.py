@@ -47,14 +47,14 @@ def test_a_curved_detector_is_climbed():
     def log_tail(mean):
         return -(mean - torch.tensor([3.0, 0.5, -2.0]).double()).square().sum()
 
-    found = hardest_shift(ORDINARY, log_tail, 1.0)
+    result = hardest_shift(ORDINARY, log_tail, 1.0)
     tried = torch.randn(5_000, 3, generator=torch.Generator().manual_seed(0)).double()
     tried = tried / tried.norm(dim=1, keepdim=True) * math.sqrt(2) * ORDINARY.variance.sqrt()
     best = max(float(log_tail(mean)) for mean in tried)
 
-    assert divergence(found) <= 1.0 + 1e-9
-    assert float(log_tail(found)) > best - 1e-3
-    assert float(log_tail(found)) < best + 0.05
+    assert divergence(result) <= 1.0 + 1e-9
+    assert float(log_tail(result)) > best - 1e-3
+    assert float(log_tail(result)) < best + 0.05
 
 
 def test_no_divergence_is_no_shift():
@@ -68,10 +68,10 @@ def test_no_divergence_is_no_shift():
 def test_true_risk_by_importance_sampling():
     truth = float(halfspace_probability(ORDINARY, W, 8.0))
     for means in ([], [MEAN], [MEAN, 2 * MEAN]):
-        found = shifted_probability(lambda x: x @ W - 8, ORDINARY, means, samples=60_000)
-        assert abs(found.value - truth) < 5 * found.error
-    assert found.status == "ok"
-    assert found.error < 0.05 * truth
+        result = shifted_probability(lambda x: x @ W - 8, ORDINARY, means, samples=60_000)
+        assert abs(result.value - truth) < 5 * result.error
+    assert result.status == "ok"
+    assert result.error < 0.05 * truth
 
 
 def planted_classifier():
@@ -105,18 +105,18 @@ def test_a_classifier_is_hardened():
         both = torch.cat([x, usual])
         fit(network, both, (both[:, 0] > 0).long(), 40)
 
-    told = harden(margin, ordinary, train, Adversary(nats=2.0, samples=512), rounds=3)
+    result = harden(margin, ordinary, train, Adversary(nats=2.0, samples=512), rounds=3)
     plain = ordinary.sample(200_000, torch.Generator().manual_seed(1))
     with torch.no_grad():
         left_by_counting = float((margin(plain) > 0).double().mean())
         right = (network(plain).argmax(1) == (plain[:, 0] > 0)).double().mean()
-    first, last = told[0].true, told[-1].true
+    first, last = result[0].true, result[-1].true
 
-    assert len(told) == 4
+    assert len(result) == 4
     assert first.status == "ok"
     assert 3e-4 < first.value < 1e-2
     assert (last.value or 0.0) < 0.05 * first.value
     assert left_by_counting < 0.05 * first.value
     assert float(right) > 0.97
-    assert all(float(row.mean.square().sum()) <= 4 + 1e-9 for row in told)
-    assert all(row.fitted_there >= row.fitted for row in told)
+    assert all(float(row.mean.square().sum()) <= 4 + 1e-9 for row in result)
+    assert all(row.fitted_there >= row.fitted for row in result)

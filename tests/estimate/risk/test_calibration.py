@@ -26,9 +26,9 @@ def test_loss(factor, loss):
 
 
 def test_printed_values_of_the_loss():
-    found = [itakura_saito(1.0, q) for q in (0.5, 2.0, 0.1, 10.0)]
+    result = [itakura_saito(1.0, q) for q in (0.5, 2.0, 0.1, 10.0)]
 
-    assert [f"{loss:.3g}" for loss in found] == ["0.307", "0.193", "6.7", "1.4"]
+    assert [f"{loss:.3g}" for loss in result] == ["0.307", "0.193", "6.7", "1.4"]
 
 
 def test_an_estimate_of_zero_loses_everything_and_a_truth_of_zero_is_refused():

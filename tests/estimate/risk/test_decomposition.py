@@ -63,10 +63,10 @@ def test_qld_is_its_definition(seed):
         slow, length = by_pairs(draws, target)
         if slow is None:
             continue
-        found = qld(draws, target, ridge=0.0)
+        result = qld(draws, target, ridge=0.0)
         seen += slow > 0
-        assert (found.value or 0.0) == pytest.approx(slow, rel=1e-9)
-        assert found.status in (("ok", "failed") if slow else ("below_resolution",))
+        assert (result.value or 0.0) == pytest.approx(slow, rel=1e-9)
+        assert result.status in (("ok", "failed") if slow else ("below_resolution",))
 
     assert seen
 
@@ -87,10 +87,10 @@ def test_the_shortest_accepting_vector(seed):
 
 
 def test_corner():
-    found = qld(corner(2.0, 2**16), 0, ridge=0.0)
+    result = qld(corner(2.0, 2**16), 0, ridge=0.0)
 
-    assert found.value == pytest.approx(upper(2.0) ** 2, rel=0.3)
-    assert abs(found.value - upper(2.0) ** 2) < 5 * found.error
+    assert result.value == pytest.approx(upper(2.0) ** 2, rel=0.3)
+    assert abs(result.value - upper(2.0) ** 2) < 5 * result.error
     axis = shortest_accepting(
         Unembedding(CORNER, torch.tensor([0.0, 3.0, 3.0]).double(), 0),
         Whitening.of(Normal.standard(2), 0.0),
@@ -99,7 +99,7 @@ def test_corner():
     torch.testing.assert_close(axis.direction, torch.full((2,), 0.5).double().sqrt())
 
 
-def test_below_resolution_is_said_and_tails_go_on():
+def test_below_resolution_is_reported_and_tails_go_on():
     draws = corner(4.0, 2**12)
     none = qld(draws, 0, ridge=0.0)
     fitted = qld(draws, 0, ridge=0.0, tail="gaussian")
@@ -114,10 +114,10 @@ def test_a_pareto_tail_where_the_tail_is_one():
     generator = torch.Generator().manual_seed(0)
     heavy = torch.rand(2**14, 1, generator=generator).double().pow(-1 / 3)
     draws = Draws(heavy, torch.tensor([[1.0], [0.0]]).double(), torch.tensor([0.0, 20.0]).double())
-    found = qld(draws, 0, ridge=0.0, tail="pareto")
+    result = qld(draws, 0, ridge=0.0, tail="pareto")
 
-    assert abs(found.value - 20.0**-3) < 5 * found.error
-    assert found.error < 0.5 * 20.0**-3
+    assert abs(result.value - 20.0**-3) < 5 * result.error
+    assert result.error < 0.5 * 20.0**-3
     assert (qld(draws, 0, ridge=0.0, tail="gaussian").value or 0.0) < 1e-12
     with pytest.raises(NotEnoughData, match="Pareto"):
         qld(corner(1.0, 300), 0, tail="pareto")
@@ -137,14 +137,14 @@ def test_wedge(correlation, far):
     draws = Draws(noise @ mix.T, weight, bias)
 
     for tail in ("empirical", "gaussian"):
-        found = qld(draws, 0, ridge=0.0, tail=tail)
-        assert found.value == pytest.approx(truth, rel=0.5)
-        assert abs(found.value - truth) < 5 * found.error + 0.05 * truth
-    found = argmax_probability(
+        result = qld(draws, 0, ridge=0.0, tail=tail)
+        assert result.value == pytest.approx(truth, rel=0.5)
+        assert abs(result.value - truth) < 5 * result.error + 0.05 * truth
+    result = argmax_probability(
         Normal(torch.zeros(2), mix @ mix.T), weight, bias, 0, samples=2**14, ridge=0.0
     )
-    assert abs(found.value - truth) < 5 * found.error
-    assert found.error < 0.05 * truth
+    assert abs(result.value - truth) < 5 * result.error
+    assert result.error < 0.05 * truth
 
 
 def test_nothing_depends_on_the_coordinates():
@@ -178,21 +178,21 @@ def test_tiles_change_nothing(monkeypatch):
 def test_an_accepted_mean_is_no_trouble():
     draws = many(seed=3)
     target = int(torch.addmv(draws.bias, draws.weight, draws.normal.mean).argmax())
-    found, share = (
+    result, share = (
         qld(draws, target, ridge=0.0),
         float((draws.top_tokens == target).double().mean()),
     )
 
-    assert found.value == pytest.approx(share, abs=0.1)
+    assert result.value == pytest.approx(share, abs=0.1)
 
 
 def test_a_token_that_can_never_win_is_named():
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
     draws = Draws(many(d=2).finals, weight, torch.tensor([-0.5, 0.0, 0.0, 0.0]).double())
-    found = qld(draws, 0)
+    result = qld(draws, 0)
 
-    assert (found.value, found.status) == (None, "not_applicable")
-    assert "token 0" in found.reason
+    assert (result.value, result.status) == (None, "not_applicable")
+    assert "token 0" in result.reason
 
 
 def test_bad_input():
@@ -214,10 +214,10 @@ def test_gld_is_exact_for_a_gaussian_difference():
     generator = torch.Generator().manual_seed(0)
     finals = (torch.randn(40_000, 1, generator=generator) * 1.5 - 4.0).double()
     draws = Draws(finals, torch.tensor([[1.0], [0.0]]).double(), torch.zeros(2).double())
-    found = gld(draws, 0)
+    result = gld(draws, 0)
 
-    assert abs(found.value - upper(4.0 / 1.5)) < 5 * found.error
-    assert found.error < 0.05 * found.value
+    assert abs(result.value - upper(4.0 / 1.5)) < 5 * result.error
+    assert result.error < 0.05 * result.value
 
 
 def test_tails_too_small_for_a_number_are_not_zero():
@@ -226,14 +226,14 @@ def test_tails_too_small_for_a_number_are_not_zero():
         finals, torch.tensor([[1.0], [0.0]]).double(), torch.tensor([0.0, 80.0]).double()
     )
     far = Normal(torch.zeros(1), torch.eye(1))
-    told = [
+    result = [
         gld(draws, 0),
         qld(draws, 0, tail="gaussian"),
         argmax_probability(far, draws.weight, draws.bias, 0),
         halfspace_probability(far, torch.ones(1), 80.0),
     ]
 
-    assert [(one.value, one.status) for one in told] == [(None, "below_resolution")] * 4
+    assert [(one.value, one.status) for one in result] == [(None, "below_resolution")] * 4
     assert float(halfspace_probability(far, torch.ones(1), 30.0)) == pytest.approx(
         4.907e-198, rel=1e-3
     )
@@ -244,10 +244,10 @@ def test_gaussian_probabilities():
     w = torch.tensor([1.0, -1.0, 2.0])
 
     assert float(halfspace_probability(normal, w, 8.0)) == pytest.approx(1.7331e-4, rel=1e-4)
-    found = argmax_probability(
+    result = argmax_probability(
         Normal.standard(2), CORNER, torch.tensor([0.0, 4.0, 4.0]).double(), 0, ridge=0.0
     )
-    assert abs(found.value - upper(4.0) ** 2) < 5 * found.error
-    assert found.error < 0.05 * found.value
+    assert abs(result.value - upper(4.0) ** 2) < 5 * result.error
+    assert result.error < 0.05 * result.value
     with pytest.raises(BadValue, match="variance along"):
         halfspace_probability(Normal(torch.zeros(3), torch.zeros(3)), w, 8.0)

@@ -61,7 +61,7 @@ def test_gradients_agree_with_finite_differences():
     model = load(tiny.gpt2().double())
     network = LanguageNetwork(model, PREFIX)
     tokens = INPUTS.tokens_of(torch.cat(list(INPUTS.all())))[4:5]
-    told = network.gradients(tokens, 7, INPUTS.tokens)
+    result = network.gradients(tokens, 7, INPUTS.tokens)
     embedding = model.wiring.embedding.weight
     whole = torch.cat([torch.tensor([PREFIX]), tokens], 1)
     for place in range(3):
@@ -73,17 +73,17 @@ def test_gradients_agree_with_finite_differences():
                 with torch.no_grad():
                     moved.append(model.module(inputs_embeds=embedded).logits[0, -1, 7])
             slope = float(moved[0] - moved[1]) / 2e-5
-            assert float(told.gradient[0, place, column]) == pytest.approx(slope, rel=1e-5)
+            assert float(result.gradient[0, place, column]) == pytest.approx(slope, rel=1e-5)
 
 
 def test_a_rare_token_is_found(model):
     network = LanguageNetwork(model, PREFIX)
     truth = exact(network, INPUTS)
     rare = int(torch.where(truth > 0, truth, 1.0).argmin())
-    found = ITGIS(2.0, samples=4000, batch=200)(Problem(network, INPUTS, rare), seed=0)
+    result = ITGIS(2.0, samples=4000, batch=200)(Problem(network, INPUTS, rare), seed=0)
 
     assert 0 < float(truth[rare]) < 0.5
-    assert abs(found.value - float(truth[rare])) < 5 * found.error
+    assert abs(result.value - float(truth[rare])) < 5 * result.error
 
 
 def test_what_cannot_be_asked_is_refused(model):

@@ -16,7 +16,7 @@ UNEVEN = [{7: 0.5, 3: 0.5}, {1: 0.2, 2: 0.3, 9: 0.5}]
 def test_every_input_comes_once_with_its_probability():
     inputs = TokenInputs.of(UNEVEN)
     choices = torch.cat(list(inputs.all(chunk=4)))
-    found = {
+    result = {
         tuple(tokens): p
         for tokens, p in zip(
             inputs.tokens_of(choices).tolist(),
@@ -26,7 +26,7 @@ def test_every_input_comes_once_with_its_probability():
     }
 
     assert inputs.count == 6
-    assert found == {
+    assert result == {
         (one, two): pytest.approx(UNEVEN[0][one] * UNEVEN[1][two])
         for one, two in itertools.product(*UNEVEN)
     }
@@ -47,7 +47,7 @@ def test_tokens_of_probability_zero_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("positions", "said"),
+    ("positions", "message"),
     [
         ([{1: 0.5, 2: 0.4}], "position 0: probabilities sum to 0.9, not 1"),
         ([{1: 1.0}, {1: 1.5, 2: -0.5}], "position 1: a probability is negative"),
@@ -55,8 +55,8 @@ def test_tokens_of_probability_zero_are_left_out():
         ([], "no position"),
     ],
 )
-def test_what_is_no_distribution_is_refused(positions, said):
-    with pytest.raises(BadInput, match=said):
+def test_what_is_no_distribution_is_refused(positions, message):
+    with pytest.raises(BadInput, match=message):
         TokenInputs.of(positions)
 
 

@@ -35,19 +35,19 @@ def mean_and_error(values):
 
 
 def test_itgis_finds_what_plain_samples_miss():
-    found = ITGIS(temperature=0.5, samples=2**16)(RARE, seed=1)
+    result = ITGIS(temperature=0.5, samples=2**16)(RARE, seed=1)
 
-    assert found.status == "ok"
-    assert found.value == pytest.approx(TRUTH, rel=0.05)
-    assert abs(found.value - TRUTH * (1 - 256 / 2**16)) < 5 * found.error
-    assert found.error / TRUTH < 0.01
+    assert result.status == "ok"
+    assert result.value == pytest.approx(TRUTH, rel=0.05)
+    assert abs(result.value - TRUTH * (1 - 256 / 2**16)) < 5 * result.error
+    assert result.error / TRUTH < 0.01
 
 
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_itgis_is_unbiased(temperature):
     problem = sum_of_tokens(8, 19)
-    found = [ITGIS(temperature, samples=2048)(problem, seed=seed).value for seed in range(20)]
-    mean, error = mean_and_error(found)
+    result = [ITGIS(temperature, samples=2048)(problem, seed=seed).value for seed in range(20)]
+    mean, error = mean_and_error(result)
 
     assert abs(mean - problem.exact()) < 5 * error
     assert error < 0.1 * problem.exact()
@@ -55,8 +55,8 @@ def test_itgis_is_unbiased(temperature):
 
 def test_itgis_is_unbiased_where_tokens_interact():
     problem = Problem(tangled(), UNEVEN, 1)
-    found = [ITGIS(1.0, samples=512, batch=64)(problem, seed=seed).value for seed in range(20)]
-    mean, error = mean_and_error(found)
+    result = [ITGIS(1.0, samples=512, batch=64)(problem, seed=seed).value for seed in range(20)]
+    mean, error = mean_and_error(result)
 
     assert 0 < problem.exact() < 0.9
     assert abs(mean - problem.exact()) < 5 * error
@@ -65,10 +65,10 @@ def test_itgis_is_unbiased_where_tokens_interact():
 def test_itgis_uses_earlier_batches_only():
     """One batch is plain sampling."""
     problem = sum_of_tokens(4, 8)
-    found = ITGIS(0.5, samples=256, batch=256)(problem, seed=3)
+    result = ITGIS(0.5, samples=256, batch=256)(problem, seed=3)
     drawn = problem.inputs.draw(256, torch.Generator().manual_seed(3))
 
-    assert found.value == pytest.approx(float((drawn.sum(1) >= 8).double().mean()), rel=1e-12)
+    assert result.value == pytest.approx(float((drawn.sum(1) >= 8).double().mean()), rel=1e-12)
 
 
 def test_chains_visit_inputs_as_often_as_they_should():
@@ -90,28 +90,28 @@ def test_chains_visit_inputs_as_often_as_they_should():
 
 @pytest.mark.parametrize("temperature", [1.5, 0.5])
 def test_mhis_with_a_sound_normaliser(temperature):
-    found = MHIS(temperature, samples=2**16)(RARE, seed=0)
+    result = MHIS(temperature, samples=2**16)(RARE, seed=0)
 
-    assert found.status == "ok"
-    assert found.value == pytest.approx(TRUTH, rel=0.5)
-    assert abs(found.value - TRUTH) < 5 * found.error
+    assert result.status == "ok"
+    assert result.value == pytest.approx(TRUTH, rel=0.5)
+    assert abs(result.value - TRUTH) < 5 * result.error
 
 
 def test_the_harmonic_normaliser_is_wrong_at_low_temperature_and_flagged():
-    found = MHIS(0.5, samples=2**15, normaliser="compat-harmonic")(RARE, seed=0)
+    result = MHIS(0.5, samples=2**15, normaliser="compat-harmonic")(RARE, seed=0)
 
-    assert found.value > 20 * TRUTH
-    assert found.status == "failed"
-    assert found.effective_samples < 10
-    assert "effective sample size" in found.reason
+    assert result.value > 20 * TRUTH
+    assert result.status == "failed"
+    assert result.effective_samples < 10
+    assert "effective sample size" in result.reason
 
 
 def test_both_normalisers_agree_where_both_are_sound():
     problem = Problem(tangled(), UNEVEN, COMMON)
     for normaliser in ("bridge", "compat-harmonic"):
-        found = MHIS(2.0, samples=2**13, normaliser=normaliser)(problem, seed=0)
-        assert abs(found.value - problem.exact()) < 5 * found.error
-        assert found.error < 0.1 * problem.exact()
+        result = MHIS(2.0, samples=2**13, normaliser=normaliser)(problem, seed=0)
+        assert abs(result.value - problem.exact()) < 5 * result.error
+        assert result.error < 0.1 * problem.exact()
 
 
 def test_normalisers_of_tilted_gaussians():
@@ -119,9 +119,9 @@ def test_normalisers_of_tilted_gaussians():
     betas = torch.tensor([0.0, 0.5, 1.0, 2.0]).double()
     scores = torch.randn(4, 20_000, generator=generator).double() + betas[:, None]
     counts = torch.full((4,), 20_000.0).double()
-    found = log_normalisers(scores.flatten(), betas, counts)
+    result = log_normalisers(scores.flatten(), betas, counts)
 
-    torch.testing.assert_close(found, betas**2 / 2, atol=0.03, rtol=0)
+    torch.testing.assert_close(result, betas**2 / 2, atol=0.03, rtol=0)
 
 
 def test_normalisers_of_two_rungs_solve_bennetts_equation():
@@ -143,16 +143,16 @@ def test_rungs_that_do_not_overlap_are_refused():
 
 def test_chains_without_overlap_fail_and_say_so():
     """Two rungs 200 standard deviations apart."""
-    found = MHIS(0.05, samples=2**14, rungs=2)(RARE)
+    result = MHIS(0.05, samples=2**14, rungs=2)(RARE)
 
-    assert (found.value, found.status) == (None, "failed")
-    assert "do not overlap" in found.reason
+    assert (result.value, result.status) == (None, "failed")
+    assert "do not overlap" in result.reason
 
 
 def test_mhis_is_right_on_average():
     problem = Problem(tangled(), UNEVEN, 1)
-    found = [MHIS(1.0, samples=2048)(problem, seed=seed).value for seed in range(12)]
-    mean, error = mean_and_error(found)
+    result = [MHIS(1.0, samples=2048)(problem, seed=seed).value for seed in range(12)]
+    mean, error = mean_and_error(result)
 
     assert abs(mean - problem.exact()) < 5 * error
     assert error < 0.2 * problem.exact()
@@ -160,10 +160,10 @@ def test_mhis_is_right_on_average():
 
 @pytest.mark.parametrize("method", [ITGIS(50.0, samples=1024), MHIS(50.0, samples=1024)])
 def test_zero_accepted_samples_are_below_resolution(method):
-    found = method(RARE)
+    result = method(RARE)
 
-    assert (found.status, found.value, found.resolution) == ("below_resolution", None, 1 / 1024)
-    assert "below resolution 1/1024" in found.reason
+    assert (result.status, result.value, result.resolution) == ("below_resolution", None, 1 / 1024)
+    assert "below resolution 1/1024" in result.reason
 
 
 def test_few_effective_samples_are_flagged_and_many_are_not():
@@ -179,10 +179,10 @@ def test_few_effective_samples_are_flagged_and_many_are_not():
 def test_plain_samples():
     problem = sum_of_tokens(4, 8)
     draws = Draws.of(problem.network, problem.inputs, 20_000, seed=0)
-    found = monte_carlo(draws, 0)
+    result = monte_carlo(draws, 0)
 
-    assert abs(found.value - problem.exact()) < 5 * found.error
-    assert found.effective_samples == round(found.value * 20_000)
+    assert abs(result.value - problem.exact()) < 5 * result.error
+    assert result.effective_samples == round(result.value * 20_000)
     none = monte_carlo(Draws.of(RARE.network, RARE.inputs, 500), 0)
     assert (none.status, none.value, none.resolution) == ("below_resolution", None, 1 / 500)
 

@@ -86,20 +86,20 @@ def test_count_equals_enumeration():
 def test_fit_recovers_what_was_planted(slab):
     made = features(slab)
     latents, rows = made.sample(DRAWS, generator(3))
-    found = IndependentFeatures.fit(
+    result = IndependentFeatures.fit(
         latents, made.decoder, rows=rows, offset=made.offset, slab=slab
     )
-    torch.testing.assert_close(found.rates, made.rates, rtol=0.1, atol=0)
-    torch.testing.assert_close(found.means, made.means, rtol=0.02, atol=0)
-    torch.testing.assert_close(found.variances, made.variances, rtol=0.25, atol=0)
-    assert found.noise == pytest.approx(0.04, rel=0.02)
+    torch.testing.assert_close(result.rates, made.rates, rtol=0.1, atol=0)
+    torch.testing.assert_close(result.means, made.means, rtol=0.02, atol=0)
+    torch.testing.assert_close(result.variances, made.variances, rtol=0.25, atol=0)
+    assert result.noise == pytest.approx(0.04, rel=0.02)
 
 
 def test_a_feature_that_was_never_seen_is_rare_and_not_impossible():
     latents = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
-    found = IndependentFeatures.fit(latents, torch.eye(2))
-    torch.testing.assert_close(found.rates, torch.tensor([2.5 / 4, 0.5 / 4]).double())
-    assert math.isfinite(float(found.surprise(torch.tensor([[0.0, 1.5]]))))
+    result = IndependentFeatures.fit(latents, torch.eye(2))
+    torch.testing.assert_close(result.rates, torch.tensor([2.5 / 4, 0.5 / 4]).double())
+    assert math.isfinite(float(result.surprise(torch.tensor([[0.0, 1.5]]))))
 
 
 @pytest.mark.parametrize("slab", ["normal", "lognormal"])
@@ -270,11 +270,11 @@ def test_row_surprise_is_latents_and_rest_by_definition():
 def test_surprise_of_a_basis_by_definition():
     normal, rows = normal_of(), draw(7, 4, seed=12)
     empty = normal.diagonal()
-    found = basis_surprise((normal, 10), (empty, 4), rows, 64)
-    for value, given in ((found.outcome, normal), (found.empty_outcome, empty)):
+    result = basis_surprise((normal, 10), (empty, 4), rows, 64)
+    for value, given in ((result.outcome, normal), (result.empty_outcome, empty)):
         each = torch.distributions.MultivariateNormal(given.mean, given.full).log_prob(rows)
         assert value == pytest.approx(-float(each.sum()) / math.log(2), rel=1e-9)
-    assert (found.argument, found.empty_argument) == (30, 12)
+    assert (result.argument, result.empty_argument) == (30, 12)
 
 
 def test_the_true_dictionary_explains_more_than_it_costs():

@@ -33,13 +33,13 @@ def test_covariance_of_a_gaussian_pair():
     alone = Marginals(mean, np.ones(2), np.zeros(2))
     off = correlation * (1 - np.eye(2))
     z = Slices(alone, off, np.zeros((2, 2)), (), np.zeros(2))
-    told = RectifiedPairs(z, relu_wick(mean, np.ones(2), NUMPY), NUMPY).covariance()[0, 1]
+    result = RectifiedPairs(z, relu_wick(mean, np.ones(2), NUMPY), NUMPY).covariance()[0, 1]
     grid = np.linspace(0, 7, 701)
     x, y = np.meshgrid(grid, grid, indexing="ij")
     density = multivariate_normal(mean, np.eye(2) + off).pdf(np.stack([x, y], axis=-1))
     both = np.trapezoid(np.trapezoid(x * y * density, grid), grid)
     means = relu_wick(mean, np.ones(2), NUMPY)(1, 0)
-    assert told == pytest.approx(both - means[0] * means[1], abs=correlation**4 / 10)
+    assert result == pytest.approx(both - means[0] * means[1], abs=correlation**4 / 10)
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 1), (2, 2)])
@@ -76,23 +76,23 @@ def test_rescaled_by_enumeration():
     eye = np.eye(3)
     state = LayerCumulants(mean, np.diag(variance), np.ones(3))
     isotropic = -1e-5
-    told = rescaled(state, isotropic, NUMPY)
+    result = rescaled(state, isotropic, NUMPY)
     flat = (variance.sum() ** 2 + 2 * (variance**2).sum()) / 15
     v = -isotropic / (4 * flat + 6 * isotropic)
     signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1)
     y = (mean[:, None] + np.sqrt(variance)[:, None] * signs[:3]) * (1 + math.sqrt(v) * signs[3])
     y = y - y.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(told.covariance, y @ y.T / y.shape[1], atol=1e-12)
+    np.testing.assert_allclose(result.covariance, y @ y.T / y.shape[1], atol=1e-12)
     third = np.einsum("ai,ai,bi->ab", y, y, y) / y.shape[1]
-    slices = sum(np.outer(tail.metric, tail.vector) for tail in told.tails)
-    slices[eye == 1] = sum(tail.diagonal() for tail in told.tails)
+    slices = sum(np.outer(tail.metric, tail.vector) for tail in result.tails)
+    slices[eye == 1] = sum(tail.diagonal() for tail in result.tails)
     np.testing.assert_allclose(slices, third, atol=20 * v**2)
 
 
 def test_first_layer_is_exact(network):
     weights = network(8, 1)
-    told = expected_activations(weights)[0]
-    np.testing.assert_allclose(told, np.linalg.norm(weights[0], axis=0) / math.sqrt(2 * math.pi))
+    result = expected_activations(weights)[0]
+    np.testing.assert_allclose(result, np.linalg.norm(weights[0], axis=0) / math.sqrt(2 * math.pi))
 
 
 def test_better_than_a_gaussian_and_with_the_width(network, gaussian_means):
@@ -137,9 +137,9 @@ def test_single_precision(network):
 def test_a_dead_unit(network):
     weights = network(16, 3)
     weights[1][:, 4] = 0
-    told = np.stack(expected_activations(weights))
-    assert np.isfinite(told).all()
-    assert abs(told[1, 4]) < 1e-5
+    result = np.stack(expected_activations(weights))
+    assert np.isfinite(result).all()
+    assert abs(result[1, 4]) < 1e-5
 
 
 def test_bad_input(network):

@@ -9,23 +9,23 @@ from offkey.estimate.whest import Sampled, debiased_mse, sampled_activations
 
 def test_first_layer(network):
     weights = network(12, 1)
-    told = sampled_activations(weights, 4_000, np.random.default_rng(0))
+    result = sampled_activations(weights, 4_000, np.random.default_rng(0))
     exact = np.linalg.norm(weights[0], axis=0) / math.sqrt(2 * math.pi)
-    spread = np.std(told.blocks, axis=0) / math.sqrt(4_000)
-    assert np.abs((told.layers[0] - exact) / spread).max() < 4
-    assert told.inputs == 4_000 * 24
+    spread = np.std(result.blocks, axis=0) / math.sqrt(4_000)
+    assert np.abs((result.layers[0] - exact) / spread).max() < 4
+    assert result.inputs == 4_000 * 24
 
 
 def test_second_layer_agrees_with_gaussian_inputs(network):
     weights = network(8, 3, 1)
-    told = sampled_activations(weights, 5_000, np.random.default_rng(0))
+    result = sampled_activations(weights, 5_000, np.random.default_rng(0))
     x = np.random.default_rng(1).standard_normal((200_000, 8))
     for weight in weights:
         x = np.maximum(x @ weight, 0)
-    ours, plain = told.blocks.std(axis=0) / math.sqrt(5_000), x.std(axis=0) / math.sqrt(len(x))
+    ours, plain = result.blocks.std(axis=0) / math.sqrt(5_000), x.std(axis=0) / math.sqrt(len(x))
     noise = np.hypot(ours, plain) + 1e-12  # a unit may be dead
-    assert np.abs((told.layers[-1] - x.mean(axis=0)) / noise).max() < 4
-    assert told.blocks.var(axis=0).mean() * 16 < x.var(axis=0).mean() / 2
+    assert np.abs((result.layers[-1] - x.mean(axis=0)) / noise).max() < 4
+    assert result.blocks.var(axis=0).mean() * 16 < x.var(axis=0).mean() / 2
 
 
 def test_blocks_are_exact_to_the_third_degree():
@@ -60,13 +60,13 @@ def test_debiased():
     width, count = 20, 40
     mixing = rng.standard_normal((width, width)) * np.linspace(2, 0.1, width)
     estimate = 0.3 * rng.standard_normal(width)
-    told = []
+    result = []
     for _ in range(3000):
         blocks = rng.standard_normal((count, width)) @ mixing.T
-        told.append(debiased_mse(estimate, Sampled(blocks.mean(axis=0)[None], blocks, count)))
-    values = np.array([one.mse for one in told])
+        result.append(debiased_mse(estimate, Sampled(blocks.mean(axis=0)[None], blocks, count)))
+    values = np.array([one.mse for one in result])
     truth = (estimate**2).mean()
     assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(len(values))
-    stated = math.sqrt(np.mean([one.deviation**2 for one in told]))
+    stated = math.sqrt(np.mean([one.deviation**2 for one in result]))
     assert 0.95 < stated / values.std() < 1.3  # it is never stated below the noise's own part
-    assert np.mean([one.truth_error for one in told]) > truth / 3
+    assert np.mean([one.truth_error for one in result]) > truth / 3

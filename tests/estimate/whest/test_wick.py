@@ -12,8 +12,8 @@ MEAN, VARIANCE = np.array([-1.3, 0.0, 0.4, 2.0]), np.array([0.5, 1.0, 2.0, 0.3])
 
 @pytest.mark.parametrize("power", [1, 2, 3, 4])
 def test_moments_by_quadrature(power):
-    told = relu_wick(MEAN, VARIANCE, NUMPY)(power, 0)
-    for one, mean, sigma in zip(told, MEAN, np.sqrt(VARIANCE), strict=True):
+    result = relu_wick(MEAN, VARIANCE, NUMPY)(power, 0)
+    for one, mean, sigma in zip(result, MEAN, np.sqrt(VARIANCE), strict=True):
         slow, _ = quad(
             lambda z, m=mean, s=sigma: z**power * norm.pdf(z, m, s), 0, mean + 12 * sigma
         )
@@ -27,8 +27,8 @@ def test_derivatives_by_differences(power, order):
     step = 1e-5
     up, down = (relu_wick(MEAN + d, VARIANCE, NUMPY) for d in (step, -step))
     slow = (up(power, order - 1) - down(power, order - 1)) / (2 * step)
-    told = relu_wick(MEAN, VARIANCE, NUMPY)(power, order)
-    np.testing.assert_allclose(told, slow, rtol=1e-6, atol=1e-8)
+    result = relu_wick(MEAN, VARIANCE, NUMPY)(power, order)
+    np.testing.assert_allclose(result, slow, rtol=1e-6, atol=1e-8)
 
 
 def test_edgeworth_of_a_skewed_sum():

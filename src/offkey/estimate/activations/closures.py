@@ -51,7 +51,7 @@ def close(
       and whose inverse is zero off it: of all Gaussians with these entries the one of largest
       entropy (covariance selection).
     - ``"clip"`` raises the eigenvalues of the zero-filled correlations to a small positive floor,
-      keeps ``rank`` of them beside a diagonal, and restores the variances. Entries on the mask
+      keeps ``rank`` of them plus a diagonal, and restores the variances. Entries on the mask
       move.
 
     Args:
@@ -240,7 +240,7 @@ def _selected(w: Array, mask: Array, tolerance: float) -> Array:
     """Covariance selection on one connected part, starting at the given matrix.
 
     Dimensions whose neighbours are all tracked with each other depend on the rest through these
-    alone: they are taken off, one after another, and put back exactly. So masks without a
+    alone: they are removed one after another and restored exactly, so masks without a
     chordless cycle are closed without a sweep.
     """
     peeled, core = _peeled(mask)
@@ -258,7 +258,7 @@ def _selected(w: Array, mask: Array, tolerance: float) -> Array:
 
 
 def _peeled(mask: Array) -> tuple[list[tuple[int, Array]], Array]:
-    """What can be taken off, in order, each with its neighbours then; and what is left."""
+    """The removable dimensions in order, each with its neighbours at that point, and the rest."""
     around = [set(np.flatnonzero(row).tolist()) - {j} for j, row in enumerate(mask)]
     left, queue = set(range(len(mask))), set(range(len(mask)))
     peeled = []

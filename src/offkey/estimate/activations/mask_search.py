@@ -189,7 +189,7 @@ class MaskSearch:
     """The mask that a search found, and its surprise.
 
     Attributes:
-        pairs: what is tracked.
+        pairs: the tracked pairs.
         surprise: scored exactly, with the maximum-entropy closure.
         scored: how many masks were scored exactly.
     """
@@ -292,7 +292,7 @@ def search(
 def marginal_gain(
     correlation: Float[Tensor, "d d"], closed: Float[Tensor, "d d"], samples: int
 ) -> Float[Tensor, "d d"]:
-    r"""Bits that each pair explains at least, if it is tracked besides what was closed.
+    r"""Bits that each pair explains at least, if it is tracked in addition to the closed mask.
 
     N times the divergence between the pair's true marginal and the closed one, which the first
     step of iterative proportional fitting gains. From the empty mask it is

@@ -66,7 +66,7 @@ def surprise_of_events_under(
 
     Args:
         model: the model.
-        probability: the event's probability under a model; asked for this one and the empty one.
+        probability: the event's probability under a model; called for this one and the empty one.
         hits: in how many draws the event happened.
         misses: in how many it did not.
     """
@@ -93,7 +93,7 @@ def surprise_of_losses(
 
     Args:
         model: the model.
-        predict: mean and variance of the loss under a model, as a Gaussian of width 1; asked for
+        predict: mean and variance of the loss under a model, as a Gaussian of width 1; called for
             this one and the empty one.
         losses: the observed losses.
 
@@ -117,7 +117,7 @@ def surprise_of_losses(
 
 
 def fraction_explained(model: ActivationModel, rows: Mapping[str, Rows]) -> float:
-    """Share of what the full covariances explain of the activations that the argument explains.
+    """What the argument explains, as a share of what the full covariances explain.
 
     Raises:
         NotEnoughData: a full covariance is singular.

@@ -1,7 +1,7 @@
 """Affine arithmetic: bounds that remember dependence, proved rather than estimated.
 
-Every result holds for all inputs of a box. What they lack is probability: a form says how far a
-value can go, a covariance how far it usually goes.
+Every result holds for all inputs of a box. It has no probabilities: a form bounds how far a value
+can go, while a covariance estimates how far it usually goes.
 """
 
 from offkey.estimate.affine.forms import AffineForm

@@ -46,7 +46,7 @@ def product_interval(x: Interval, y: Interval) -> Interval:
 
 
 def intersect(x: Interval, y: Interval) -> Interval:
-    """What lies in both; both hold the truth, so the intersection is never empty."""
+    """The intersection of two intervals; both contain the truth, so it is never empty."""
     return np.maximum(x[0], y[0]), np.minimum(x[1], y[1])
 
 
@@ -55,7 +55,7 @@ class AffineForm:
     r"""A vector :math:`x_0 + \sum_i x_i \varepsilon_i` of unknowns :math:`|\varepsilon_i| \le 1`.
 
     Every operation is sound: whatever the unknowns are, the true value lies inside. Linear
-    operations are exact, so ``x - x`` is 0. An interval is carried beside the form and
+    operations are exact, so ``x - x`` is 0. An interval is carried along with the form and
     intersected with it after each operation, because after a nonlinearity either may be the
     tighter one; :meth:`range` is of the form alone, :meth:`bounds` of both. Rounding is covered by
     a slack of :math:`10^{-12}` of the magnitudes of each operation.
@@ -250,7 +250,7 @@ class AffineForm:
         Where the carried interval [l, u] has 0 inside, ``chebyshev`` gives
         :math:`\lambda x + \mu + \mu \varepsilon` with :math:`\lambda = u / (u - l)`,
         :math:`\mu = -u l / (2 (u - l))`, the tightest strip; ``min-range`` gives the range
-        [0, u] by slope 0, and forgets the dependence.
+        [0, u] by slope 0, and drops the dependence.
 
         Raises:
             BadValue: an unknown method.
@@ -318,7 +318,7 @@ class AffineForm:
         slack: Array,
         interval: tuple[Array, Array],
     ) -> "AffineForm":
-        """A form with one unknown more for each row whose new radius is not zero."""
+        """A form with a new unknown for each row with a positive new radius."""
         rows = np.flatnonzero(new > 0)
         added = np.zeros((len(centre), len(rows)))
         added[rows, np.arange(len(rows))] = new[rows]

@@ -52,7 +52,7 @@ def propagate(
 
 
 def interval_bounds(module: nn.Module, low: ArrayLike, high: ArrayLike) -> list[Bound]:
-    """The same by intervals alone (IBP), which forget how values depend on one another.
+    """The same by intervals alone (IBP), which drop how values depend on one another.
 
     Raises:
         UnmappedModel: a layer with no rule; it is named.

@@ -27,7 +27,7 @@ class CircuitStep(NamedTuple):
     """How one node follows from earlier ones, by their indices.
 
     Attributes:
-        kind: what it is.
+        kind: leaf, sum or product.
         parents: indices of the nodes it is made from; the two factors of a product.
         weights: coefficients of a sum.
         constant: of a sum.
@@ -246,15 +246,15 @@ class Circuit:
         return out.T
 
     def with_leaves(self, known: "Mapping[NodeLike, Node]") -> "Circuit":
-        """The circuit with some nodes made leaves, where what is beneath them is known exactly.
+        """The circuit with some nodes replaced by leaves, where their moments are known exactly.
 
         A leaf is independent of all others, so this fits parts that share no leaf with the rest.
 
         Args:
-            known: the leaf to put in the place of each node, which keeps its place and name.
+            known: the leaf that replaces each node, which keeps its place and name.
 
         Raises:
-            BadInput: what is put in is no leaf.
+            BadInput: a replacement is not a leaf.
         """
         given = {self.index(node): made for node, made in known.items()}
         made: dict[Node, Node] = {}

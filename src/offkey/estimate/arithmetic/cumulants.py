@@ -26,11 +26,11 @@ class Cumulants:
     product by :math:`\kappa(ab, Z) = \kappa(a, b, Z) + \sum_{Z = A \sqcup B} \kappa(a, A)
     \kappa(b, B)`; terms with a cumulant of too high an order are dropped. ``order=1`` carries
     means alone, ``order=2`` is propagation with all covariances, and ``order=None`` drops nothing:
-    exact for leaves whose cumulants are all known, such as Gaussian blocks. Only what is asked for
-    is computed, and it is kept.
+    exact for leaves whose cumulants are all known, such as Gaussian blocks. Cumulants are
+    computed on demand and kept.
 
     Args:
-        circuit: whose nodes.
+        circuit: of the nodes.
         order: highest order that is carried; ``None`` for all.
 
     References:

@@ -24,7 +24,7 @@ _MOST = 22
 
 
 class PermanentEstimates(NamedTuple):
-    """Three estimates of a permanent, by what is known of the matrix.
+    """Three estimates of a permanent, from different sums of the matrix.
 
     Attributes:
         rows: from its row sums.

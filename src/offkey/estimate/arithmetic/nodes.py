@@ -93,7 +93,7 @@ class Node:
     ordered as they were made, which is the order in which covariances are expanded.
 
     Attributes:
-        operation: how it is made.
+        operation: that makes it.
         name: for messages and look-up; may be empty.
         is_whole: whether later sums keep it as one of their terms, where it is a sum itself.
         serial: its place in the order.

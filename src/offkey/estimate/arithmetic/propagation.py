@@ -80,7 +80,7 @@ class Propagation:
     """What is estimated of every node.
 
     Attributes:
-        circuit: what was estimated.
+        circuit: the circuit.
         means: ``[nodes]``.
         variances: ``[nodes]``.
         covariances: of the tracked pairs; a whole matrix ``[nodes, nodes]`` where all are.
@@ -347,7 +347,7 @@ class Masked:
 
     A covariance is multiplied by its mask when it is computed. Masks of 0 and 1 give what
     :func:`~offkey.estimate.arithmetic.propagate` gives; gradients reach masks in between.
-    Impossible values are clamped only where no gradient is asked for.
+    Impossible values are clamped only where no gradient is needed.
 
     Args:
         circuit: what to estimate.

@@ -1,4 +1,4 @@
-"""What is certain of a circuit: proved intervals of every node, and means by enumeration."""
+"""Certainties of a circuit: proved intervals of every node, and means by enumeration."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What happened, how surprising it is, and the search for the argument of least total surprise."""
+"""Outcomes and their surprise, and the search for the argument of least total surprise."""
 
 import math
 from abc import ABC, abstractmethod
@@ -148,7 +148,7 @@ class ArgumentSearch:
     Attributes:
         argument: the tracked pairs.
         surprise: of the outcome and the argument, scored exactly.
-        estimate: what the argument estimates.
+        estimate: under the argument.
         evaluated: how many arguments were propagated.
         path: the pairs that were added, in order, with the total surprise after each.
     """
@@ -166,8 +166,8 @@ def greedy(
     """Adds the pair, with all that it needs, that lowers total surprise most, until none does.
 
     Args:
-        circuit: what is estimated.
-        outcome: what was observed.
+        circuit: the circuit.
+        outcome: the observation.
         close: add what a pair needs together with it; otherwise pairs alone.
         prune: before a pair and what it needs are scored, drop the entries that do not pay. This
             also reaches arguments that are better without some entry that they seem to need.
@@ -197,8 +197,8 @@ def guided(circuit: Circuit, outcome: Outcome, *, tries: int = 4) -> ArgumentSea
     round scores the ``tries`` best guesses exactly, with all that the pairs need.
 
     Args:
-        circuit: what is estimated.
-        outcome: what was observed.
+        circuit: the circuit.
+        outcome: the observation.
         tries: how many pairs are scored exactly in a round.
     """
     if tries < 1:
@@ -225,8 +225,8 @@ def exhaustive(
     costs nothing: without ``at_most``, the best argument is often all pairs, or all but a few.
 
     Args:
-        circuit: what is estimated.
-        outcome: what was observed.
+        circuit: the circuit.
+        outcome: the observation.
         at_most: how many pairs an argument may track; any number by default.
         most: refuse more arguments than this.
 
@@ -270,8 +270,8 @@ def relaxed(
     hardened mask of every start, and the empty one, are scored exactly.
 
     Args:
-        circuit: what is estimated.
-        outcome: what was observed.
+        circuit: the circuit.
+        outcome: the observation.
         restarts: how many starts.
         steps: steps of Adam, at rate 0.1.
         seed: of the starts.
@@ -303,7 +303,7 @@ def adjoints(
     r""":math:`g_k = \partial \mathbb E[\text{out}] / \partial \mu_k`, covariances held fixed.
 
     Args:
-        circuit: what was estimated.
+        circuit: the circuit.
         done: its propagation, at whose means the derivative is taken.
         node: the output; the circuit's first one by default.
     """

@@ -1,7 +1,7 @@
-"""Bilinear layers: networks whose weights alone say what they compute.
+"""Bilinear layers: networks that can be read off their weights.
 
 Every output is a quadratic form of the input. Its interaction matrix is exact, and its few
-largest eigenvectors are the parts it is made of.
+largest eigenvectors are its components.
 """
 
 from offkey.estimate.bilinear.interactions import (

@@ -1,4 +1,4 @@
-"""What an output of a bilinear layer is made of: interaction matrices and their eigenvectors."""
+"""The outputs of a bilinear layer as interaction matrices and their eigenvectors."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -116,7 +116,8 @@ def latent_reader(
     Args:
         dictionary: of the layer's outputs.
         latents: their numbers.
-        side: what reads the latent (its encoder row) or what it writes (its decoder column).
+        side: the direction that reads the latent (its encoder row) or the one it writes (its
+            decoder column).
 
     Raises:
         BadValue: a number beyond the dictionary, or an unknown side.

@@ -12,8 +12,8 @@ __all__ = ["Bilinear"]
 class Bilinear(nn.Module):
     r"""The bilinear layer :math:`g(x) = D\,[(Lx) \odot (Rx)]`, trainable.
 
-    Each output is a quadratic form of the input, so that its weights say everything about it:
-    :func:`offkey.estimate.bilinear.interactions`. With ``bias`` a 1 is put before the input, and
+    Each output is a quadratic form of the input, so its weights describe it fully:
+    :func:`offkey.estimate.bilinear.interactions`. With ``bias`` a 1 is prepended to the input, and
     the forms gain linear and constant terms. Initialised so that outputs of unit inputs have
     variance about 1.
 
@@ -21,7 +21,7 @@ class Bilinear(nn.Module):
         inputs: width of x.
         hidden: rows of L and R.
         outputs: rows of D.
-        bias: whether a 1 is put before x.
+        bias: whether a 1 is prepended to x.
         seed: of the initial weights.
 
     Attributes:

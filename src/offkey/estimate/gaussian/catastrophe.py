@@ -218,8 +218,8 @@ def probability(
 ) -> Estimate:
     r""":math:`Pr[C(M(x)) = 1]` for Gaussian x: the model's last state, read off by the detector.
 
-    It is a best guess whose error is that of closing every layer as Gaussian: far in the tail
-    it can be wrong by orders of magnitude, and it is never a bound.
+    It is a best guess and never a bound: every layer is closed as Gaussian, and far in the tail
+    the result can be wrong by orders of magnitude.
 
     Raises:
         UnmappedModel: a layer of model or detector has no rule.

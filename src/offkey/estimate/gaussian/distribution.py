@@ -30,7 +30,7 @@ _STEEP = 0.925
 _BANDS = ((0.3, 6), (0.75, 12), (_STEEP, 20))
 """Largest correlation, and the Gauss-Legendre nodes that keep 15 digits up to it (Genz, 2004)."""
 _CHUNK = 1 << 17
-"""Pairs at a time, so that what is held for all nodes stays in the cache."""
+"""Pairs at a time, so that the values of all nodes stay in the cache."""
 
 
 def normal_pdf(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

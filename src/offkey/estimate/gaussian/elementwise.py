@@ -138,7 +138,7 @@ class Smooth(Elementwise):
     is below rounding, and the rule in two dimensions where it is not.
 
     Args:
-        name: what it is called.
+        name: of the function.
         pole: distance from the real line to its nearest pole.
     """
 
@@ -250,7 +250,7 @@ class Smooth(Elementwise):
         return torch.cat(parts)
 
     def _rule(self, v: Tensor, order: int, sharper: int = 0) -> tuple[Tensor, Tensor]:
-        """Nodes, and weights that hold the density; a derivative's poles are of higher order."""
+        """Nodes, and weights with the density; a derivative's poles are of higher order."""
         widest = float(v.detach().amax().sqrt()) if v.numel() else 0.0
         step = min(0.15, _POLE * self.pole / max(widest, 1e-9) / (1 + sharper / 8))
         reach = 9.0 + 2 * math.sqrt(order)
@@ -392,19 +392,19 @@ def through(f: Elementwise, normal: Normal, *, method: Method = "exact", order: 
 
     The exact method is exact to about 13 digits of the standard deviations: a pair of correlation
     :math:`\rho` takes as many terms of :math:`\sum_k \rho^k b_k(i) b_k(j)` as its remainder, which
-    is at most :math:`|\rho|^{K+1}` times the variance left, asks for; pairs of high correlation
+    is at most :math:`|\rho|^{K+1}` times the variance left, requires; pairs of high correlation
     take the closed form or quadrature instead. ``series`` stops at ``order`` everywhere. Means and
     variances are exact in both. A diagonal Gaussian stays diagonal. Where the inputs
     require gradients the result has them, at the cost of memory.
 
-    A masked state may hold covariances that no two variables can have; they are taken as
+    A masked state may contain covariances that no two variables can have; they count as
     correlations of 1 or -1, and :func:`impossible_pairs` counts them.
 
     Args:
         f: the function.
         normal: the inputs.
         method: ``"exact"`` or ``"series"``.
-        order: last term of ``series``; 1 keeps what is linear.
+        order: last term of ``series``; 1 keeps the linear part.
 
     Raises:
         BadValue: another method, or an order below 1.

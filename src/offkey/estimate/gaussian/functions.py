@@ -335,7 +335,7 @@ class Probit(Elementwise):
     distribution.
 
     Args:
-        name: what it is called.
+        name: of the function.
         scale: a.
         slope: s.
         shift: b.

@@ -41,7 +41,7 @@ def through_blocks(
     r"""The residual stream at the last token after attention and after the MLP of each block.
 
     What is modelled: before the first block the stream at the last token is Gaussian, and
-    independent of what stands before it. Those earlier positions are the real ones of
+    independent of what comes before it. Those earlier positions are the real ones of
     ``contexts``, run through the real blocks; each draw of the Gaussian takes the last token's
     place in one of them, so that attention mixes a drawn last position with real earlier ones.
     Attention is thus sampled: with A the regression of what attention adds on the stream, the
@@ -131,7 +131,7 @@ def _drawn(
     generator: torch.Generator,
 ) -> Normal:
     """Replaces the last token at one site by draws, and reads the next site."""
-    contexts = _tiled(contexts, max(1, min(_ROWS, settings.draws) // len(contexts)))
+    contexts = contexts.repeat(max(1, min(_ROWS, settings.draws) // len(contexts)))
     repeats = -(-settings.draws // len(contexts))
     rows = normal.sample(repeats * len(contexts), generator)
     before, after = sites
@@ -139,21 +139,11 @@ def _drawn(
     for part in rows.split(len(contexts)):  # type: ignore[no-untyped-call] # torch gives it no types
         edit = Edit(before, "replace", part, positions="last", ids=contexts.ids)
         reading = model.read(contexts, after, edit=[edit])
-        # what the model rounds the draw to is what it adds to
+        # the model adds to the draw as it rounds it
         added = reading[after].double().cpu() - part.to(model.dtype).double()
         made.append(added)
 
     return _summed(normal, rows, torch.cat(made))
-
-
-def _tiled(batch: Batch, times: int) -> Batch:
-    """The same prompts several times over, so that a pass is not too small."""
-    inputs = {name: torch.cat([x] * times) for name, x in batch.inputs.items()}
-    mask = None if batch.mask is None else torch.cat([batch.mask] * times)
-    positions = None if batch.positions is None else torch.cat([batch.positions] * times)
-    ids = tuple(f"{name} #{turn}" for turn in range(times) for name in batch.ids)
-
-    return Batch(inputs, ids=ids, mask=mask, positions=positions)
 
 
 def _summed(normal: Normal, rows: Float[Tensor, "n d"], added: Float[Tensor, "n d"]) -> Normal:
@@ -165,7 +155,7 @@ def _summed(normal: Normal, rows: Float[Tensor, "n d"], added: Float[Tensor, "n 
     slope = torch.linalg.lstsq(x, y).solution
     error = y - x @ slope
     free = count - width - 1
-    # the slope's own noise adds width / free of the errors' covariance: taken off again
+    # the slope's own noise adds width / free of the errors' covariance, which is subtracted
     rest = error.T @ error / free * (1 - width / free)
     gain = torch.eye(width, dtype=torch.float64) + slope
     covariance = gain.T @ normal.covariance @ gain + rest

@@ -1,6 +1,6 @@
 """Tail risk: how likely is an output that no sample has shown?
 
-A :class:`Problem` is a network, independent tokens that are put into it, and the token whose
+A :class:`Problem` is a network, independent tokens that enter it, and the token whose
 logit may be the largest. Samplers run the network (:class:`ITGIS`, :class:`MHIS`); the others
 extrapolate from the last activations of plain samples (:class:`Draws`). Where no sample has the
 event the answer is "below resolution", never 0. Every answer is an estimate and never a bound;

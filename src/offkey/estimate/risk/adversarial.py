@@ -96,7 +96,7 @@ def fitted_log_tail(margin: Margin, noise: Float[Tensor, "n d"]) -> Callable[[Te
 
     Args:
         margin: of the model as it is now.
-        noise: deviations from the mean, the same for every mean asked about.
+        noise: deviations from the mean, the same for every mean.
     """
 
     def log_tail(mean: Float[Tensor, " d"]) -> Tensor:
@@ -188,7 +188,7 @@ def harden(
         rounds: how often it trains.
 
     Returns:
-        One row before each training and one after the last. The fit is made anew in each.
+        One row before each training and one after the last. Each fits anew.
     """
     factor = Whitening.of(normal, 0.0).factor
     generator = torch.Generator().manual_seed(adversary.seed)

@@ -269,7 +269,7 @@ def qld(
         With a standard error over both parts. ``resolution`` is 1/n: every pair needs an a
         beyond the shortest accepting length r, so that :math:`\Pr(a > r)` limits it, although
         one pair counts :math:`1 / n^2`. ``effective_samples`` is the lesser of both parts';
-        below 10 the status is ``failed`` and the value stands. ``not_applicable`` where no
+        below 10 the status is ``failed`` but the value is kept. ``not_applicable`` where no
         activation at all is accepted.
 
     Raises:

@@ -121,8 +121,8 @@ class LanguageNetwork(TokenNetwork):
     def walk(self, inputs: TokenInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Every input, as a tree: a token that several inputs share is computed once.
 
-        The candidates of a position stand side by side after their common past; the mask lets
-        each see that past and itself.
+        The candidates of a position follow their common past side by side; the mask lets each see
+        that past and itself.
         """
         root = torch.zeros(1, 0, dtype=torch.long)
         with torch.no_grad():
@@ -260,14 +260,14 @@ class RiskQuestion:
 
 
 class RiskRow(Record):
-    """What one method answered.
+    """The answer of one method.
 
     Attributes:
         method: its name.
         estimate: the probability; a best guess, never a bound. ``None`` where there is none.
         standard_error: of sampling.
         effective_samples: how many equally weighted samples the estimate is worth.
-        resolution: the smallest probability that the method can tell from 0.
+        resolution: the smallest probability that the method can distinguish from 0.
         status: as in :class:`~offkey.estimate.Estimate`.
         reason: why the status is not ``ok``.
     """
@@ -295,7 +295,7 @@ class RiskRow(Record):
 
 
 class RiskReport(Record):
-    """What every method answered, and what was asked.
+    """The question and the answer of every method.
 
     Attributes:
         model: name of the model.

@@ -118,7 +118,7 @@ class TokenInputs:
         return drawn.T.contiguous()
 
     def tokens_of(self, choices: Int[Tensor, "n k"]) -> Int[Tensor, "n k"]:
-        """The tokens that choices stand for."""
+        """The tokens of choices."""
         return self.tokens.T.gather(0, choices)
 
     def log_probability(self, choices: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -148,7 +148,7 @@ def _check(p: Float[Tensor, " c"], tokens: Int[Tensor, " c"], place: int) -> Non
     used = int((p > 0).sum())
     if bool((p[:used] == 0).any()):
         raise BadInput(
-            "a candidate of probability 0 stands before others",
+            "a candidate of probability 0 comes before others",
             where=where,
             mend="Make the inputs with TokenInputs.of",
         )
@@ -175,7 +175,7 @@ class TokenNetwork(ABC):
     Attributes:
         weight: ``[vocabulary, d]`` unembedding; logits are ``finals @ weight.T + bias``.
         bias: ``[vocabulary]``.
-        input_vocabulary: how many tokens can be put in.
+        input_vocabulary: how many tokens can enter.
     """
 
     weight: Float[Tensor, "vocabulary d"]
@@ -208,7 +208,7 @@ class ModuleNetwork(TokenNetwork):
     Args:
         trunk: from one-hot tokens ``[n, k, input_vocabulary]`` to ``[n, d]``.
         head: from ``[n, d]`` to logits.
-        input_vocabulary: how many tokens can be put in.
+        input_vocabulary: how many tokens can enter.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Linear, input_vocabulary: int) -> None:

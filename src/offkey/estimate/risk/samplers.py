@@ -100,7 +100,7 @@ def importance_mean(weights: Float[Tensor, " n"]) -> Estimate:
 
     Returns:
         The mean with its standard error, and the effective number of accepted samples
-        :math:`(\sum w)^2 / \sum w^2`; below 10 the status is ``failed`` and the value stands.
+        :math:`(\sum w)^2 / \sum w^2`; below 10 the status is ``failed`` but the value is kept.
     """
     n = len(weights)
     total = float(weights.sum())
@@ -260,7 +260,7 @@ class MHIS:
         """Estimates the probability of the event.
 
         The standard error is that of leaving out one eighth of the chains at a time;
-        ``effective_samples`` is the least of what the weights and that error allow.
+        ``effective_samples`` is the smaller of what the weights and that error imply.
         """
         walkers = _Walkers(problem, self.chains, torch.Generator().manual_seed(seed))
         coldest, steps = 1 / self.temperature, self.samples // self.chains - 1

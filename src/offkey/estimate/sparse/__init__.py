@@ -1,6 +1,6 @@
 """Activations as sums of independent features, and dictionaries that are scored without samples.
 
-A Gaussian forgets what is rare. Here a feature that is on once in a million keeps its own
+A Gaussian loses rare events. Here a feature that is on once in a million keeps its own
 probability, joint events stay products of logarithms, and a dictionary's loss is an integral.
 """
 

@@ -67,7 +67,7 @@ class SparseDictionary:
 
     @property
     def width(self) -> int:
-        """Width of the rows it is made for."""
+        """Width of the rows that it encodes."""
         return self.encoder.shape[0]
 
     @property
@@ -246,9 +246,9 @@ def fit_to_normals(
 ) -> SparseDictionary:
     """Fits a dictionary to a mixture of Gaussians by gradient descent on the closed form.
 
-    What no sample would hold, such as a feature that is on once in a million, counts by the weight
-    of its part. The scale is the root mean square of a dimension, folded back afterwards; the
-    first weights are those of :func:`fit_dictionary`.
+    A feature too rare for any sample, such as one that is on once in a million, counts by the
+    weight of its part. The scale is the root mean square of a dimension, folded back afterwards;
+    the first weights are those of :func:`fit_dictionary`.
 
     Args:
         parts: weight and Gaussian of each part.

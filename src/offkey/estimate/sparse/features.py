@@ -90,7 +90,7 @@ class IndependentFeatures:
         Args:
             latents: such as :meth:`SparseDictionary.encode` gives.
             decoder: one direction a row.
-            rows: what the latents are of; the noise is what they leave of it.
+            rows: the rows that the latents encode; the noise is their residual.
             offset: as above.
             slab: as above.
 
@@ -271,8 +271,8 @@ def sparse_surprise(
 ) -> Float[Tensor, " n"]:
     r"""How surprising each row is where latents are independent; higher is more anomalous.
 
-    The bits of its latents (:meth:`IndependentFeatures.surprise`) and those of what they leave
-    of it, :math:`\tfrac{\lVert x - \hat x \rVert^2}{2 \sigma^2 \ln 2} + \tfrac d2 \log_2 2 \pi
+    The bits of its latents (:meth:`IndependentFeatures.surprise`) and those of their
+    residual, :math:`\tfrac{\lVert x - \hat x \rVert^2}{2 \sigma^2 \ln 2} + \tfrac d2 \log_2 2 \pi
     \sigma^2`. Density bits: only differences mean anything.
 
     Args:

@@ -222,7 +222,7 @@ class VectorSource:
     vector: Vector
 
     def carried(self, weight: Matrix, squared: Matrix) -> "VectorSource":
-        """The same after a random linear map, of whose metric the diagonal is kept."""
+        """The same after a random linear map, with the diagonal of its metric."""
         return VectorSource(squared @ self.metric, weight @ self.vector)
 
     def diagonal(self) -> Vector:

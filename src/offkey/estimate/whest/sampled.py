@@ -1,4 +1,4 @@
-"""Expected activations by sampling, unbiased, with what is known exactly taken out."""
+"""Expected activations by sampling, unbiased, with the exactly known part removed."""
 
 import math
 from collections.abc import Sequence
@@ -38,12 +38,12 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Debiased:
-    """Squared error of an estimate with the truth's own taken off; it can be negative.
+    """Squared error of an estimate without the truth's sampling error; it can be negative.
 
     Attributes:
         mse: the estimate, unbiased.
         deviation: its standard deviation from the truth's noise.
-        truth_error: what was taken off, the truth's expected squared error.
+        truth_error: the truth's expected squared error, which was subtracted.
     """
 
     mse: float
