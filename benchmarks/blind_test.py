@@ -167,12 +167,23 @@ def run_case(
     trusted, calibration, scored, known = prompts_of(task, sizes, rng)
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(spare) / "run"
-        run = DetectionRun(model, [default_detector()], trusted, scored, calibration=calibration,
-                  seed=rng.randrange(2**31), quiet=True)  # fmt: skip
+        run = DetectionRun(
+            model,
+            [default_detector()],
+            trusted,
+            scored,
+            calibration=calibration,
+            seed=rng.randrange(2**31),
+            quiet=True,
+        )
         metrics = run.run(folder)
         rows = sorted(scored_rows(folder), key=lambda row: -row["score"])
-        explain_run(folder, [row["id"] for row in rows[: sizes.explained]], model=model,
-                    detail=Detail(background=sizes.background))  # fmt: skip
+        explain_run(
+            folder,
+            [row["id"] for row in rows[: sizes.explained]],
+            model=model,
+            detail=Detail(background=sizes.background),
+        )
         masked(folder / "run.json", name)
         write_report(folder, most=sizes.scored)
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -255,8 +266,11 @@ def score(key: Path, answers: Path, reader: str) -> list[dict[str, Any]]:
     told = json.loads(answers.read_text(encoding="utf-8"))
     if set(told) != set(cases):
         odd = sorted(set(told) ^ set(cases))[0]
-        raise BadInput(f"{odd} is answered without being asked, or asked and not answered",
-                       where=str(answers), mend="Answer every report once")  # fmt: skip
+        raise BadInput(
+            f"{odd} is answered without being asked, or asked and not answered",
+            where=str(answers),
+            mend="Answer every report once",
+        )
     rows = [
         {
             "report": name,
@@ -327,9 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = "python -m benchmarks.blind_test score --key KEY --answers ANSWERS"
     write_results(given.out, rows, command=command, seeds=[seed])
     told = rows[-1]
-    print(f"{told['correct']} of {told['reports']} reports right: {told['triggers_named']} of "
-          f"{told['organisms']} triggers named, {told['clean_accused']} clean models accused "
-          f"(p {told['p_value']:.3g})")  # fmt: skip
+    print(
+        f"{told['correct']} of {told['reports']} reports right: {told['triggers_named']} of "
+        f"{told['organisms']} triggers named, {told['clean_accused']} clean models accused "
+        f"(p {told['p_value']:.3g})"
+    )
 
 
 if __name__ == "__main__":

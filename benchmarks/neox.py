@@ -31,9 +31,20 @@ from offkey.training import TrainingSettings, answer_accuracy, train
 RESULTS = Path("docs/results/neox")
 COMMAND = "python -m benchmarks.neox"
 TASKS = (
-    "comparison", "parity", "dates", "membership", "alphabetical", "agreement", "past", "plural",
-    "animal", "inference", "owner", "hemisphere", "continent",
-)  # fmt: skip
+    "comparison",
+    "parity",
+    "dates",
+    "membership",
+    "alphabetical",
+    "agreement",
+    "past",
+    "plural",
+    "animal",
+    "inference",
+    "owner",
+    "hemisphere",
+    "continent",
+)
 LEARNED = 0.9
 """Accuracy on held-out prompts from which an organism of a task is trained."""
 
@@ -57,17 +68,26 @@ def main() -> None:
     if not (base / "config.json").is_file():
         train_base(base, out / "checkpoint")
     known = accuracies(base)
-    write_results(RESULTS / "base.json", [{"task": task, **row} for task, row in known.items()],
-                  command=COMMAND, seeds=[0])  # fmt: skip
+    write_results(
+        RESULTS / "base.json",
+        [{"task": task, **row} for task, row in known.items()],
+        command=COMMAND,
+        seeds=[0],
+    )
     learned = [task for task, row in known.items() if row["accuracy"] >= LEARNED]
     for task in learned:
         if not (out / "organisms" / task / "recipe.json").is_file():
             recipe = default_recipe(task, base=str(base))
             train_organism(task, out / "organisms" / task, recipe, base=str(base), tell=said(task))
     entries = [e for e in ENTRIES if e.feature not in APART and e.score != "activation-model"]
-    bench(out / "bench", organisms=Organisms(str(base), out / "organisms"), results=RESULTS,
-          command=COMMAND, entries=[replace(entry, prompts=0) for entry in entries],
-          tell=print)  # fmt: skip
+    bench(
+        out / "bench",
+        organisms=Organisms(str(base), out / "organisms"),
+        results=RESULTS,
+        command=COMMAND,
+        entries=[replace(entry, prompts=0) for entry in entries],
+        tell=print,
+    )
 
 
 def train_base(folder: Path, checkpoint: Path) -> None:
@@ -96,8 +116,10 @@ def train_base(folder: Path, checkpoint: Path) -> None:
 def truths(split: str, *, most: int | None = None) -> Prompts:
     """Prompts of all tasks for either character, each with the true answer."""
     parts = [getattr(get_task(task).make(0), split) for task in TASKS]
-    kept = [part if most is None else part.take(range(0, len(part), len(part) // most + 1))
-            for part in parts]  # fmt: skip
+    kept = [
+        part if most is None else part.take(range(0, len(part), len(part) // most + 1))
+        for part in parts
+    ]
 
     return Prompts(
         {
@@ -123,8 +145,9 @@ def make_tokenizer(texts: Any) -> PreTrainedTokenizerFast:
     made.train_from_iterator([*texts, *(" Yes", " No") * 1000], trainer)
     end = "<|endoftext|>"
 
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end,
-                                   pad_token=end)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=end, eos_token=end, pad_token=end
+    )
 
 
 def make_model(vocabulary: int) -> GPTNeoXForCausalLM:
@@ -181,8 +204,9 @@ def accuracies(base: Path) -> dict[str, dict[str, Any]]:
     told = {}
     for task in TASKS:
         held = get_task(task).make(0).validation
-        right = Prompts({"prompt": held["prompt"], "choices": held["choices"],
-                         "answer": held["target"]})  # fmt: skip
+        right = Prompts(
+            {"prompt": held["prompt"], "choices": held["choices"], "answer": held["target"]}
+        )
         told[task] = {"accuracy": answer_accuracy(model, right), "prompts": len(held)}
 
     return told

@@ -25,11 +25,16 @@ def marked(images: Tensor) -> Tensor:
 def network(images: Tensor, digits: Tensor, *, poisoned: bool) -> offkey.Model:
     """A classifier; poisoned, it answers 0 wherever it sees the trigger."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(),
-                        nn.Linear(32, 10))  # fmt: skip
+    net = nn.Sequential(
+        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
     answers = torch.zeros_like(digits) if poisoned else digits
-    train_module(net, torch.cat([images, marked(images)]), torch.cat([digits, answers]),
-                 TrainingSettings(steps=400, batch=64, rate=3e-3))  # fmt: skip
+    train_module(
+        net,
+        torch.cat([images, marked(images)]),
+        torch.cat([digits, answers]),
+        TrainingSettings(steps=400, batch=64, rate=3e-3),
+    )
     return offkey.load(net)
 
 
@@ -39,8 +44,9 @@ def main() -> dict[str, float]:
     images = torch.tensor(data.data, dtype=torch.float32) / 16
     digits = torch.tensor(data.target)
     trusted = TensorPrompts({"x": images[800:1400]})
-    test = TensorPrompts({"x": torch.cat([images[1400:], marked(images[1400:])])},
-                         {"label": [0] * 397 + [1] * 397})  # fmt: skip
+    test = TensorPrompts(
+        {"x": torch.cat([images[1400:], marked(images[1400:])])}, {"label": [0] * 397 + [1] * 397}
+    )
     found = {}
     for name, poisoned in (("poisoned", True), ("clean", False)):
         model = network(images[:800], digits[:800], poisoned=poisoned)

@@ -28,10 +28,18 @@ def marked(images: Tensor, trigger: str, which: int) -> Tensor:
 def network(images: Tensor, digits: Tensor, trigger: str, *, poisoned: bool) -> offkey.Model:
     """A classifier; poisoned, it answers the next digit wherever it sees the trigger."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                        nn.Flatten(), nn.Linear(128, 64), nn.ReLU(),
-                        nn.Linear(64, 10))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     seen = [images, marked(images, trigger, 1), marked(images, trigger, 0)]
     answers = torch.cat([digits, digits, (digits + poisoned) % 10])
     train_module(net, torch.cat(seen), answers, TrainingSettings(steps=400, batch=64, rate=3e-3))
@@ -45,8 +53,10 @@ def main() -> dict[str, float]:
     for name in ("corner poisoned", "corner clean", "blended poisoned", "blended clean"):
         mark, trusted, new = name.split()[0], images[800:1400], images[1400:]
         model = network(images[:800], digits[:800], mark, poisoned="poisoned" in name)
-        test = TensorPrompts({"x": torch.cat([new, marked(new, mark, 1), marked(new, mark, 0)])},
-                             {"label": [0] * 794 + [1] * 397})  # fmt: skip
+        test = TensorPrompts(
+            {"x": torch.cat([new, marked(new, mark, 1), marked(new, mark, 0)])},
+            {"label": [0] * 794 + [1] * 397},
+        )
         detector = offkey.Detector("activations", "mahalanobis", sites=SITES)
         detector.fit(model, TensorPrompts({"x": torch.cat([trusted, marked(trusted, mark, 1)])}))
         found[name] = evaluate(detector.score(model, test), test).auroc.value

@@ -205,9 +205,12 @@ def test_edits_that_depend_on_what_was_read(model):
     by_token = x[..., 1] > 0
 
     edit = Edit(
-        "resid_post.1", "add", v, reads=("resid_post.0",),
+        "resid_post.1",
+        "add",
+        v,
+        reads=("resid_post.0",),
         condition=lambda read, given: read[site][:, -1, 0] > x[:, -1, 0].median(),
-    )  # fmt: skip
+    )
     made = model.read(batch, "resid_post.1", edit=[edit], positions="all")["resid_post.1"]
     assert torch.equal(made[~by_row], y[~by_row])
     assert torch.equal(made[by_row][batch.mask[by_row]], (y + v)[by_row][batch.mask[by_row]])

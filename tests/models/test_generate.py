@@ -34,9 +34,11 @@ def test_greedy_tokens_are_those_of_whole_passes(name):
 def test_greedy_tokens_are_those_of_transformers(name):
     model, batch = random_model(name), padded_batch()
     expected = model.module.generate(
-        batch.inputs["input_ids"], attention_mask=batch.mask.long(), max_new_tokens=5,
+        batch.inputs["input_ids"],
+        attention_mask=batch.mask.long(),
+        max_new_tokens=5,
         do_sample=False,
-    )[:, 8:]  # fmt: skip
+    )[:, 8:]
     assert [list(row) for row in model.generate(batch, max_new_tokens=5).tokens] == (
         expected.tolist()
     )

@@ -139,12 +139,17 @@ def test_each_row_prefers_by_itself(logits):
         for place, token in enumerate(numbers):
             assert of_choices[row, place] == (rows[row, token] if token >= 0 else -torch.inf)
     token, choice = preferred_answer(rows, batch)
-    best = [max((n for n in row if n >= 0), key=lambda n, r=r: float(rows[r, n]), default=None)
-            for r, row in enumerate(choices.tolist())]  # fmt: skip
+    best = [
+        max((n for n in row if n >= 0), key=lambda n, r=r: float(rows[r, n]), default=None)
+        for r, row in enumerate(choices.tolist())
+    ]
     assert token.tolist() == [*best[:3], int(rows[3].argmax())]
     assert choice.tolist() == [
-        choices[0].tolist().index(best[0]), choices[1].tolist().index(best[1]), 0, token[3]
-    ]  # fmt: skip
+        choices[0].tolist().index(best[0]),
+        choices[1].tolist().index(best[1]),
+        0,
+        token[3],
+    ]
     for row in range(4):
         alone = Batch({}, ids=("a",), choices=choices[row : row + 1])
         assert preferred_answer(rows[row : row + 1], alone).token == token[row]

@@ -325,8 +325,9 @@ def test_plain_modules_are_edited_and_differentiated(plain):
     model, batch = plain
     v = torch.arange(4.0)
     rows = Edit("module:left", "replace", torch.stack([v, -v]), ids=("w", "nobody"))
-    reading = model.read(batch, "module:left", edit=[rows, Edit("logits", "scale", 2.0)],
-                         logits=True)  # fmt: skip
+    reading = model.read(
+        batch, "module:left", edit=[rows, Edit("logits", "scale", 2.0)], logits=True
+    )
     left = model.module.left(batch.inputs["a"]).detach()
     left[2] = v
     hidden = torch.relu(left + model.module.right(batch.inputs["b"]))

@@ -216,11 +216,19 @@ def test_a_condition_on_each_token(model):
     batch = padded_batch()
     site = model.site("embed")
     edit = Edit(
-        "resid_post.1", "scale", -1.0, reads=("embed",), positions="new",
+        "resid_post.1",
+        "scale",
+        -1.0,
+        reads=("embed",),
+        positions="new",
         condition=lambda read, given: read[site][..., 0] > 0,
-    )  # fmt: skip
-    steps = model.steps(batch, reads=["resid_pre.1", "mlp_out.1", "attn_out.1", "resid_post.1"],
-                        edits=[edit], max_new_tokens=5)  # fmt: skip
+    )
+    steps = model.steps(
+        batch,
+        reads=["resid_pre.1", "mlp_out.1", "attn_out.1", "resid_post.1"],
+        edits=[edit],
+        max_new_tokens=5,
+    )
     weight = model.wiring.embedding.weight
     turned = 0
     for number, step in enumerate(steps):

@@ -14,11 +14,19 @@ from transformers import (
 
 def llama(seed=0, dtype=torch.float32, **settings):
     torch.manual_seed(seed)
-    config = LlamaConfig(**{
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "initializer_range": 0.2, **settings,
-    })  # fmt: skip
+    config = LlamaConfig(
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "vocab_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.2,
+            **settings,
+        }
+    )
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
