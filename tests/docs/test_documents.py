@@ -146,8 +146,10 @@ def test_method_tables_hold_every_method():
     assert passes["activations"] == "the shared forward"
     sees = {row["feature"]: row["sees"] for row in feature_rows()}
     assert (sees["length"], sees["entropy"], sees["activations"]) == (
-        "the input", "the output", "the inside",
-    )  # fmt: skip
+        "the input",
+        "the output",
+        "the inside",
+    )
     pools = {row["score"] for row in score_rows() if row["pool"] == "needed"}
     assert pools == {"que", "spectral", "likelihood-ratio"}
     assert all(row["Bob says yes if"] for hub in (True, False) for row in task_rows(hub=hub))
@@ -183,10 +185,23 @@ def test_columns_of_a_run_are_those_described(tmp_path):
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_shows_every_public_name(tmp_path):
     built = subprocess.run(
-        [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going",
-         "-t", "check", "-b", "dirhtml", ROOT / "docs", tmp_path],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "--quiet",
+            "--fail-on-warning",
+            "--keep-going",
+            "-t",
+            "check",
+            "-b",
+            "dirhtml",
+            ROOT / "docs",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert built.returncode == 0, built.stderr
     from sphinx.util.inventory import InventoryFile
 

@@ -42,8 +42,12 @@ def _run(folder, *arguments):
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | environment, cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_they_run_in_another_package_and_name_what_fails(tmp_path):
