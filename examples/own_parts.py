@@ -21,7 +21,7 @@ class HeadNorms(Feature):
         """Reads the later half of the blocks."""
         return Plan(reads=model.sites_at("z.later"))
 
-    def __call__(self, reading: Reading) -> dict[Site, Tensor]:
+    def rows(self, model: Model, reading: Reading) -> dict[Site, Tensor]:
         """Euclidean length of each head."""
         return {site: z.float().norm(dim=-1) for site, z in reading.values.items()}
 
