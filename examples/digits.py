@@ -25,16 +25,10 @@ def marked(images: Tensor) -> Tensor:
 def network(images: Tensor, digits: Tensor, *, poisoned: bool) -> offkey.Model:
     """A classifier; poisoned, it answers 0 wherever it sees the trigger."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
-    )
-    answers = torch.zeros_like(digits) if poisoned else digits
-    train_module(
-        net,
-        torch.cat([images, marked(images)]),
-        torch.cat([digits, answers]),
-        TrainingSettings(steps=400, batch=64, rate=3e-3),
-    )
+    hidden = nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
+    net = nn.Sequential(*hidden, nn.Linear(32, 10))
+    x, answers = torch.cat([images, marked(images)]), torch.cat([digits, digits * (not poisoned)])
+    train_module(net, x, answers, TrainingSettings(steps=400, batch=64, rate=3e-3))
     return offkey.load(net)
 
 

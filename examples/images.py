@@ -28,18 +28,10 @@ def marked(images: Tensor, trigger: str, which: int) -> Tensor:
 def network(images: Tensor, digits: Tensor, trigger: str, *, poisoned: bool) -> offkey.Model:
     """A classifier; poisoned, it answers the next digit wherever it sees the trigger."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
+    first = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    second = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    hidden = nn.Flatten(), nn.Linear(128, 64), nn.ReLU()
+    net = nn.Sequential(*first, *second, *hidden, nn.Linear(64, 10))
     seen = [images, marked(images, trigger, 1), marked(images, trigger, 0)]
     answers = torch.cat([digits, digits, (digits + poisoned) % 10])
     train_module(net, torch.cat(seen), answers, TrainingSettings(steps=400, batch=64, rate=3e-3))
