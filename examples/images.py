@@ -45,10 +45,8 @@ def main() -> dict[str, float]:
     for name in ("corner poisoned", "corner clean", "blended poisoned", "blended clean"):
         mark, trusted, new = name.split()[0], images[800:1400], images[1400:]
         model = network(images[:800], digits[:800], mark, poisoned="poisoned" in name)
-        test = TensorPrompts(
-            {"x": torch.cat([new, marked(new, mark, 1), marked(new, mark, 0)])},
-            {"label": [0] * 794 + [1] * 397},
-        )
+        shown = torch.cat([new, marked(new, mark, 1), marked(new, mark, 0)])
+        test = TensorPrompts({"x": shown}, {"label": [0] * 794 + [1] * 397})
         detector = offkey.Detector("activations", "mahalanobis", sites=SITES)
         detector.fit(model, TensorPrompts({"x": torch.cat([trusted, marked(trusted, mark, 1)])}))
         found[name] = evaluate(detector.score(model, test), test).auroc.value
