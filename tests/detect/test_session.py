@@ -1,14 +1,16 @@
 """The one engine: in memory as in a folder, together as alone, a reading as its prompts."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from offkey.data import Prompts, pack
-from offkey.detect import Detector, Session
+from offkey.detect import DetectionRun, Detector, Session
 from offkey.errors import Mismatch
 from offkey.models import Model
-from offkey.passes import Plan
+from offkey.passes import Plan, World
 from tests.cli.conftest import rows
 from tests.data.conftest import _trained
 from tests.models import tiny
@@ -201,3 +203,33 @@ def test_plans_are_grouped_as_they_agree():
     assert Plan.groups(reads) == [[0, 2], [1, 4], [3]]
     assert Plan.groups([last, mean, logits]) == [[0, 1, 2]]
     assert Plan.groups([]) == []
+
+
+def test_every_worker_fits_and_scores_alike(model, trusted, test_prompts, tmp_path):
+    """Each waits for the shards of the other."""
+
+    def work(rank):
+        detectors = [Detector("activations", "mahalanobis", sites=SITES)]
+        session = Session(model, tmp_path / "shared", world=World(rank, 2))
+        session.fit(detectors, trusted)
+        return session.score(detectors, test_prompts)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, (0, 1))
+    alone = [Detector("activations", "mahalanobis", sites=SITES)]
+    Session(model).fit(alone, trusted)
+    (expected,) = Session(model).score(alone, test_prompts)
+    for scores in (first, second):
+        assert np.array_equal(scores.score, expected.score)
+        assert np.array_equal(scores.p_value, expected.p_value)
+
+
+def test_a_pool_that_holds_calibration_prompts_is_refused_before_anything_runs(
+    model, trusted, test_prompts
+):
+    kept = _prompts(60, name="c")
+    run = DetectionRun(
+        model, [Detector("activations", "que")], trusted, test_prompts, pool=kept, calibration=kept
+    )
+    with pytest.raises(Mismatch, match="trusted ones too"):
+        run.check()

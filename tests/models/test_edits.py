@@ -266,3 +266,36 @@ def test_many_edits_of_one_prompt_in_one_pass(model):
         alone = model.read(batch, "resid_post.2", edit=[edit], logits=True)
         close(together["resid_post.2"][3 * n : 3 * n + 3], alone["resid_post.2"], loosen=10)
         close(together.logits[3 * n : 3 * n + 3], alone.logits, loosen=10)
+
+
+def test_a_prompt_that_is_not_in_the_batch_is_not_edited_there(model):
+    """Whatever it is packed with, a value for each token counts the positions that were given."""
+    batch = padded_batch()
+    zeros = torch.zeros(2, 2, model.width)
+    first, second, third = batch.ids
+    edit = Edit(
+        "resid_post.0",
+        "replace",
+        zeros,
+        positions={first: (0, 1), second: (0,)},
+        ids=(first, second),
+    )
+    plain = model.read(batch, "resid_post.0", positions="all")["resid_post.0"]
+    for rows in ((2,), (1, 2), (0, 1, 2)):
+        keep = torch.tensor([number in rows for number in range(3)])
+        some = batch.select(keep)
+        made = model.read(some, "resid_post.0", positions="all", edit=[edit])["resid_post.0"]
+        for row, name in enumerate(some.ids):
+            start = int((~some.mask[row]).sum())
+            changed = {first: [start, start + 1], second: [start], third: []}[name]
+            expected = plain[batch.ids.index(name)].clone()
+            expected[changed] = 0
+            assert torch.allclose(made[row], expected, atol=1e-5)
+
+
+def test_an_edit_that_reads_needs_a_pass(model):
+    edit = Edit(
+        "resid_post.1", "add", 1.0, reads=("resid_pre.0",), condition=lambda *_: torch.tensor(True)
+    )
+    with model.edited([edit]), pytest.raises(Mismatch, match="only in a pass"):
+        model.module(input_ids=torch.tensor([[1, 2, 3]]))

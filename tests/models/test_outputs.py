@@ -193,3 +193,35 @@ def test_divergence_is_differentiated(logits):
     leaf = logits.clone().requires_grad_()
     (grad,) = torch.autograd.grad(kl(log_probabilities(other), leaf).sum(), leaf)
     torch.testing.assert_close(grad, logits.softmax(-1) - other.softmax(-1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sure", [60.0, 110.0, 300.0])
+def test_kl_of_sure_distributions_is_finite_with_its_gradient(sure, batch):
+    """By the definition in float64; the gradient in the logits is q − p."""
+    p = torch.tensor([[sure, 0.0, 1.0], [1.0, 0.0, 1.0]])
+    q = torch.tensor([[0.0, sure, 1.0], [0.0, 1.0, 1.0]], requires_grad=True)
+    log_p, log_q = p.double().log_softmax(-1), q.detach().double().log_softmax(-1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    for made in (
+        kl(log_probabilities(p), q),
+        KLToReference(dict(zip(batch.ids, p, strict=True)))(q, batch),
+    ):
+        assert made.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        (gradient,) = torch.autograd.grad(made.sum(), q)
+        assert torch.allclose(gradient.double(), log_q.exp() - log_p.exp(), atol=1e-6)
+
+
+def test_kl_of_wide_logits_and_of_an_impossible_token():
+    generator = torch.Generator().manual_seed(0)
+    p = 50 * torch.randn(6, 500, generator=generator)
+    q = p + 50 * torch.randn(6, 500, generator=generator)
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    assert kl(log_probabilities(p), q).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+    never = torch.tensor([[0.0, -torch.inf, 2.0]])
+    q = torch.tensor([[0.0, 5.0, 1.0]])
+    keep = [0, 2]
+    log_p = never[:, keep].double().log_softmax(-1)
+    expected = (log_p.exp() * (log_p - q.double().log_softmax(-1)[:, keep])).sum(-1)
+    assert kl(log_probabilities(never), q).tolist() == pytest.approx(expected.tolist(), rel=1e-5)

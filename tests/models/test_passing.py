@@ -285,3 +285,61 @@ def test_a_cache_may_be_given_to_a_plain_pass(model):
     with torch.no_grad():
         model.forward(batch, logits_to_keep=1, past_key_values=cache, use_cache=True)
     assert cache.get_seq_length() == 8
+
+
+def test_a_second_resumed_run_has_what_edits_read_before_the_block(model):
+    batch = padded_batch()
+    add = Edit("resid_post.1", lambda x, _, read: x + sum(read.values()), reads=("resid_pre.0",))
+    whole = model.read(batch, "resid_post.1", edit=[add], positions="all")
+    with model.passing(batch, [add]) as p:
+        for _ in range(2):
+            made = p.run("resid_post.1", positions="all", from_block=1)
+            assert same(made, whole)
+
+
+def test_a_change_in_place_is_made_once_in_each_resumed_run(model):
+    batch = padded_batch()
+
+    def double(x, *_):
+        return x.mul_(2)
+
+    whole = model.read(batch, "resid_post.1", edit=[Edit("resid_post.0", double)])
+    with model.passing(batch, [Edit("resid_post.0", double)]) as p:
+        for _ in range(2):
+            assert same(p.run("resid_post.1", from_block=1), whole)
+    with model.hooked({"resid_post.0": double}), model.passing(batch) as p:
+        for _ in range(2):
+            assert same(p.run("resid_post.1", from_block=1), whole)
+
+
+def test_a_gradient_reaches_an_edit_before_the_block_in_each_resumed_run(model):
+    batch, grads = padded_batch(), []
+    value = torch.zeros(model.width, requires_grad=True)
+    with model.passing(batch, [Edit("embed", "add", value)], graph=True) as p:
+        for _ in range(2):
+            p.run("resid_post.1", from_block=1)
+            odds = ChoiceLogitDifference()(p.logits, p.batch).sum()
+            grads.append(torch.autograd.grad(odds, value, retain_graph=True)[0])
+    assert torch.equal(*grads)
+    assert bool(grads[0].abs().sum() > 0)
+
+
+def test_a_hook_between_attention_and_mlp_is_trained_through():
+    """The slope of the loss along a direction, by differences."""
+    model, batch = random_model("llama", dtype=torch.float64), padded_batch()
+    weight = torch.ones(model.width, requires_grad=True, dtype=torch.float64)
+
+    def loss():
+        with model.hooked({"resid_mid.0": lambda x: x * weight}):
+            return model.forward(batch, logits_to_keep=1).logits[:, -1].sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn(model.width, generator=torch.Generator().manual_seed(0)).double()
+    step, losses = 1e-5, []
+    with torch.no_grad():
+        for size in (step, -step):
+            weight += size * direction
+            losses.append(float(loss()))
+            weight -= size * direction
+    slope = (losses[0] - losses[1]) / (2 * step)
+    assert slope == pytest.approx(float(gradient @ direction), rel=1e-5)

@@ -258,3 +258,34 @@ def test_steps_that_cannot_be_taken(model):
             next(model.steps(batch, edits=[Edit("embed", "scale", 1.0, positions=wrong)]))
     steps.leave(*batch.ids)
     assert list(steps) == []
+
+
+def test_a_condition_on_a_new_token_leaves_cached_keys_as_they_were(model):
+    """At keys, what passes also covers the tokens before; they were computed without the edit."""
+    seen = []
+
+    def only_alone(read, _):
+        (x,) = read.values()
+        return torch.full(x.shape[:2], x.shape[1] == 1)
+
+    edits = [
+        Edit("k.0", "replace", 0.0, reads=("resid_pre.0",), condition=only_alone),
+        Edit("k.0", lambda x, _: seen.append((x != 0).flatten(2).any(-1)) or x),
+    ]
+    batch = batch_of([[5, 6, 7, 8]])
+    for number, _ in enumerate(model.steps(batch, edits=edits, max_new_tokens=3)):
+        expected = torch.ones(1, 4 + number, dtype=torch.bool)
+        if number:
+            expected[:, -1] = False
+        assert torch.equal(seen[-1][:, -1:], expected[:, -1:])
+        assert bool(seen[-1][:, :4].all())
+
+
+def test_a_join_that_is_refused_leaves_nothing(model):
+    steps = model.steps(batch_of([[5, 6, 7]]), max_new_tokens=2)
+    (name,) = steps.ids if steps.ids else batch_of([[5, 6, 7]]).ids
+    both = replace(batch_of([[1, 2], [3, 4]]), ids=("new", name))
+    with pytest.raises(BadValue, match="taken part already"):
+        steps.join(both)
+    steps.join(replace(batch_of([[1, 2]]), ids=("new",)))
+    assert {row for step in steps for row in step.ids} == {"new", name}

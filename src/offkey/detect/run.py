@@ -243,7 +243,8 @@ class DetectionRun:
             lengths(self.model, prompts)
             for detector in self.detectors:
                 detector.feature.plan(self.model).check(prompts)
-        if self.pool is not None and set(self.pool.ids) & set(self.trusted.ids):
+        known = set(without_labels(self.trusted, self.calibration).ids)
+        if self.pool is not None and set(self.pool.ids) & known:
             raise Mismatch(
                 "some of its prompts are among the trusted ones too",
                 where="pool",

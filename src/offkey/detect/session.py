@@ -87,9 +87,9 @@ class Session:
             )
         self.learn(detectors, prompts, split.fit)
         passes = self._passes(detectors)
-        rows, pooled = self._record(passes, prompts, "trusted"), None
+        rows, pooled = self._record(passes, prompts, "trusted", wait=True), None
         if pool is not None and any(d.score_template.needs_pool for d in detectors):
-            pooled = self._record(passes, without_labels(pool), "pool")
+            pooled = self._record(passes, without_labels(pool), "pool", wait=True)
         fit_rows(detectors, rows, self.model, split, pool=pooled)
 
         return split
@@ -117,7 +117,7 @@ class Session:
             detector.check_model(self.model, other_model=other_model)
         prompts = without_labels(prompts)
         if self.folder is not None:
-            rows = self.record_features(detectors, prompts, name)
+            rows = self._record(self._passes(detectors), prompts, name, wait=True)
             return [d.score_rows(r) for d, r in zip(detectors, rows, strict=True)]
         # In memory the rows of one shard are held at a time, whatever the number of prompts.
         raw: list[list[Float64[np.ndarray, "n sites"]]] = [[] for _ in detectors]
@@ -224,7 +224,12 @@ class Session:
         return self._record(self._passes(detectors), prompts, name)
 
     def _record(
-        self, passes: Sequence["_SharedPass"], prompts: AnyPrompts, name: str
+        self,
+        passes: Sequence["_SharedPass"],
+        prompts: AnyPrompts,
+        name: str,
+        *,
+        wait: bool | None = None,
     ) -> list[Rows]:
         recorded: dict[int, Rows] = {}
         for number, shared in enumerate(passes):
@@ -241,6 +246,7 @@ class Session:
                     {"features": [_described(feature) for feature in shared.features]},
                     world=self.world,
                     quiet=self.quiet,
+                    wait=wait,
                 )
             for place in shared.detectors:
                 recorded[place] = rows

@@ -133,7 +133,9 @@ def row_positions(positions: TokenPositions, ids: Sequence[str]) -> Int[Tensor, 
     rows = [tuple(positions.get(name, ())) for name in ids]
     most = max(map(len, rows))
 
-    return torch.tensor([(*row, *(NOWHERE,) * (most - len(row))) for row in rows])
+    filled = [(*row, *(NOWHERE,) * (most - len(row))) for row in rows]
+
+    return torch.tensor(filled, dtype=torch.long).view(len(rows), most)
 
 
 def edited(
@@ -208,6 +210,8 @@ class _Editing:
         return op(self.x, self.context.batch)
 
     def _read(self) -> dict[Site, Tensor]:
+        if self.context is None and self.edit.reads:
+            raise self._misfit(Mismatch, "what it reads is known only in a pass", BY_HAND)
         values: dict[Site, Tensor] = {} if self.context is None else self.context.values
         late = [site for site in self.edit.reads if site not in values]
         if late:
@@ -276,9 +280,11 @@ class _Editing:
         spread = x.expand(max(len(x), len(value)), *x.shape[1:]).clone()
         if not isinstance(positions, str):
             columns = self._columns(positions)
-            if value.shape[1] != columns.shape[1]:
-                what = f"{value.shape[1]} token values for {columns.shape[1]} positions"
+            most = self._most_positions(positions)
+            if value.shape[1] != most:
+                what = f"{value.shape[1]} token values for {most} positions"
                 raise self._misfit(BadValue, what)
+            value = value[:, : columns.shape[1]]  # none of these rows may have as many
             columns = columns.expand(len(spread), -1)
             rows, places = ((columns >= 0) & (columns < x.shape[1])).nonzero(as_tuple=True)
             value = value.expand(len(spread), *value.shape[1:])
@@ -333,8 +339,10 @@ class _Editing:
         if holds.dtype != torch.bool or holds.ndim not in (1, 2) or len(holds) != len(self.x):
             what = f"the condition gives {holds.dtype} {tuple(holds.shape)} for {self._shape}"
             raise self._misfit(BadValue, what, "Return True or False for each row or token")
-        if holds.ndim == 2:
+        if holds.ndim == 2 and self.tokens:
             holds = holds[:, -self.x.shape[1] :]
+            # Keys and values also cover the tokens of earlier passes, which are as they were.
+            holds = torch.nn.functional.pad(holds, (self.x.shape[1] - holds.shape[1], 0))
 
         return holds.view(*holds.shape, *[1] * (self.x.ndim - holds.ndim))
 
@@ -377,6 +385,12 @@ class _Editing:
             raise self._misfit(BadValue, what, "Use 'prompt', 'new', 'all', or numbers from 0")
 
         return (chosen[:, :, None].to(numbers.device) == numbers[:, None]).any(1)
+
+    @staticmethod
+    def _most_positions(positions: TokenPositions) -> int:
+        if isinstance(positions, tuple):
+            return len(positions)
+        return max(map(len, positions.values()), default=0)
 
     def _numbers(self, positions: TokenPositions) -> Int[Tensor, "#batch k"]:
         """The positions of each row, as they were given."""

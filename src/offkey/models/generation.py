@@ -132,7 +132,7 @@ class Steps:
         _check(self.network, batch, self.max_new_tokens, 0.0)
         for name in batch.ids:
             check(name not in self.tokens, "it has taken part already", where=f"prompt {name}")
-            self.tokens[name] = []
+        self.tokens.update({name: [] for name in batch.ids})
         self._joining.append(batch.to(self.network.device))
 
     def leave(self, *ids: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from offkey.data import Batch
 from offkey.errors import ModelBusy
@@ -424,7 +425,12 @@ def _on_heads(hook: Hook, n_heads: int, flat: Tensor) -> Tensor | None:
 
 
 def _in_place(hook: Hook, x: Tensor) -> None:
-    new = hook(x)
+    def kept(saved: Tensor) -> Tensor:
+        # What the hook's own graph needs of the tensor is not written over below.
+        return saved.clone() if saved.data_ptr() == x.data_ptr() else saved
+
+    with saved_tensors_hooks(kept, lambda saved: saved):
+        new = hook(x)
     if new is not None and new is not x:
         x.copy_(new)
 

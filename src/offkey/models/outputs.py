@@ -33,6 +33,8 @@ __all__ = [
     "wide",
 ]
 
+FAR = 40.0
+"""Gap of two log-probabilities whose exponential is taken together with the probability."""
 LEAST = -200.0
 """Log-probability below which a token counts as impossible."""
 
@@ -139,12 +141,20 @@ def kl(
     gap = gap - gap.gather(-1, log_p.argmax(-1, keepdim=True))
     p = log_p.exp()
     gap = gap - torch.einsum("...v,...v->...", p, gap)[..., None] / p.sum(-1, keepdim=True)
-    small = torch.einsum("...v,...v->...", p, gap.expm1() - gap).log1p()
-    if bool(small.isfinite().all()):
-        return small
-    large = (log_p + gap).logsumexp(-1)
+    is_far = gap > FAR
+    if not bool(is_far.any()):
+        return torch.einsum("...v,...v->...", p, gap.expm1() - gap).log1p()
 
-    return torch.where(small.isinf(), large, small)
+    # What could overflow is left out first: its zero gradient times infinity would be NaN.
+    log_q = log_p + gap
+    is_large = (log_q > FAR).any(-1)
+    near = gap.masked_fill(is_far, 0.0)
+    far = log_q.masked_fill(~is_far | is_large[..., None], -torch.inf).exp()
+    sums = torch.einsum("...v,...v->...", p, near.expm1() - gap) + far.sum(-1)
+    sums = sums - torch.where(is_far, p, 0.0).sum(-1)
+    small = sums.masked_fill(is_large, 0.0).log1p()
+
+    return torch.where(is_large, log_q.logsumexp(-1), small)
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from offkey.data import Batch, Role
 from offkey.errors import BadInput, BadValue, NonFinite, check
 from offkey.models.edits import Edit, PassContext, TokenPositions, row_positions
-from offkey.models.hooks import HookSet, open_contexts, tensor_of
+from offkey.models.hooks import HookSet, current_call, open_contexts, tensor_of
 from offkey.models.network import Network
 from offkey.models.outputs import Metric
 from offkey.models.sites import Site
@@ -94,6 +94,7 @@ class Pass:
         self.logits: Float[Tensor, "batch vocab"] | None = None
         self.residuals: dict[int, Tensor] = {}
         self._context = context
+        self._read: dict[int, dict[Site, Tensor]] = {}
         self._extra = dict(extra or {})
         self._open = ExitStack()
 
@@ -158,11 +159,10 @@ class Pass:
         )
         request.check(self.batch)
         recorder = _Recorder(request, self.batch, set(request.wanted))
-        hooks = self._hooks(recorder, _Resume(from_block, residual))
-        context = None if self._context is None else replace(self._context, values={})
-        output = None
+        context, output = self._fresh_context(from_block, residual), None
 
         with torch.inference_mode(False), _mode(request, self.edits):
+            hooks = self._hooks(recorder, _Resume(from_block, residual))
             try:
                 raw = network.call(
                     self.batch,
@@ -237,17 +237,33 @@ class Pass:
 
         return hooks
 
+    def _fresh_context(
+        self, from_block: int | None, residual: Tensor | None
+    ) -> PassContext | None:
+        """What a run's edits know, if there are any; what they read before a residual is kept."""
+        context = self._context
+        if context is None and not (self.edits or open_contexts()):
+            return None
+        read = {} if from_block is None or residual is not None else self._read.get(from_block, {})
+
+        return replace(context or PassContext.of(self.batch), values=dict(read))
+
     def _resume(self, hooks: HookSet, block: int, residual: Tensor | None) -> None:
         if residual is None:
             residual = self.residuals.get(block)
         if residual is not None:
             residual = residual.to(self.network.device)
+            if self.graph and residual.requires_grad:
+                torch.set_grad_enabled(True)  # an edit before it carries a gradient
             hooks.outputs = self.network.resumed_at(block, residual)
             return
 
         def keep(x: Tensor) -> None:
             with torch.inference_mode(False):
-                self.residuals[block] = x.clone() if x.is_inference() else x
+                self.residuals[block] = x.clone()
+            call = current_call()
+            if call is not None and call.context is not None:
+                self._read[block] = dict(call.context.values)
 
         self.network.keep_residual(hooks, block, keep)
 

@@ -263,6 +263,7 @@ class RowRecorder:
         *,
         world: World | None = None,
         quiet: bool = False,
+        wait: bool | None = None,
     ) -> Rows:
         """Records shards as files; one that lies there whole is not recorded again.
 
@@ -276,6 +277,7 @@ class RowRecorder:
                 packing; a folder that was filled with another configuration is refused.
             world: which worker this is; read from the environment if left out.
             quiet: show no progress.
+            wait: whether to wait for the shards of other workers; the first one does if left out.
 
         Raises:
             BadInput: a prompt lacks a column that the plan needs.
@@ -298,7 +300,7 @@ class RowRecorder:
                 shard = self.shard(self._part(prompts, number * self.shard_size))
                 store.write(number, shard.values, {"token_budget": shard.token_budget})
                 advance()
-        if world.is_main:
+        if world.is_main if wait is None else wait:
             _wait_for(store, [number for number in missing if number not in mine])
 
         return Rows(store, tuple(prompts.ids), self.shard_size)
