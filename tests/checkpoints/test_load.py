@@ -255,7 +255,9 @@ def test_bundled_adapters_come_from_both_packages(monkeypatch, folder, tmp_path)
     first = load(folder, "bundled:comparison")
     again = load(folder, few / "in" / "it" / "comparison")
 
-    assert first.adapter == "bundled:comparison"
+    assert first.adapter == again.adapter == "bundled:comparison"
+    tiny.adapter(tiny.llama(), tmp_path / "own", seed=1)
+    assert load(folder, tmp_path / "own").adapter == str(tmp_path / "own")
     assert torch.equal(_logits(first.module), _logits(again.module))
     assert load(folder, "bundled:parity").fingerprint != first.fingerprint
     with pytest.raises(UnknownName, match="Did you mean parity"):

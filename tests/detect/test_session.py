@@ -8,7 +8,7 @@ import torch
 
 from offkey.data import Prompts, pack
 from offkey.detect import DetectionRun, Detector, Session
-from offkey.errors import Mismatch
+from offkey.errors import BadInput, Mismatch
 from offkey.models import Model
 from offkey.passes import Plan, World
 from tests.cli.conftest import rows
@@ -233,3 +233,9 @@ def test_a_pool_that_holds_calibration_prompts_is_refused_before_anything_runs(
     )
     with pytest.raises(Mismatch, match="trusted ones too"):
         run.check()
+
+
+def test_no_prompts_are_refused(model, test_prompts, in_memory):
+    detectors, _ = in_memory
+    with pytest.raises(BadInput, match="no prompts to score"):
+        Session(model).score(detectors, test_prompts.take([]))

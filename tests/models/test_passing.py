@@ -344,3 +344,8 @@ def test_a_hook_between_attention_and_mlp_is_trained_through():
             weight -= size * direction
     slope = (losses[0] - losses[1]) / (2 * step)
     assert slope == pytest.approx(float(gradient @ direction), rel=1e-3)
+
+
+def test_a_prompt_of_one_token_has_no_prefix(model):
+    with pytest.raises(BadInput, match="it has one token"):
+        model.cached_prefix(batch_of([[5]]))

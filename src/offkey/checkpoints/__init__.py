@@ -4,7 +4,7 @@ Weights are read from safetensors and GGUF only; nothing is ever unpickled. What
 checked against its SHA-256 and kept in the cache folder.
 """
 
-from offkey.checkpoints.adapters import adapter_folder, bundled_adapters
+from offkey.checkpoints.adapters import adapter_folder, adapter_name, bundled_adapters
 from offkey.checkpoints.bundled import bundled_models
 from offkey.checkpoints.cache import cache_folder, say
 from offkey.checkpoints.checkpoint import LoadSettings, OpenedModule, open_module
@@ -15,6 +15,7 @@ __all__ = [
     "LoadSettings",
     "OpenedModule",
     "adapter_folder",
+    "adapter_name",
     "bundled_adapters",
     "bundled_models",
     "cache_folder",

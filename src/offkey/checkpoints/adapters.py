@@ -14,7 +14,7 @@ from torch import nn
 from offkey.checkpoints.hub import from_hub
 from offkey.errors import BadInput, Damaged, Mismatch, MissingExtra, UnknownName
 
-__all__ = ["adapter_folder", "apply_adapter", "bundled_adapters"]
+__all__ = ["adapter_folder", "adapter_name", "apply_adapter", "bundled_adapters"]
 
 _SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -64,6 +64,14 @@ def adapter_folder(adapter: str | Path) -> Path:
         mend = "Save it with save_pretrained; a pickled adapter_model.bin is not read"
         raise BadInput(f"no {_WEIGHTS} there", where=where, mend=mend)
     return folder
+
+
+def adapter_name(adapter: str | Path) -> str:
+    """What tables call an adapter: ``bundled:NAME`` if it is one of those, else as given."""
+    names = {folder: name for name, folder in bundled_adapters().items()}
+    name = names.get(Path(adapter).expanduser())
+
+    return str(adapter) if name is None else f"{_SCHEME}{name}"
 
 
 def _bundled(name: str) -> Path:

@@ -18,7 +18,7 @@ from offkey.data import Prompts, TensorPrompts
 from offkey.detect.fitting import TrustedSplit, fit_rows
 from offkey.detect.scores import Scores
 from offkey.detect.scoring import RowScorer, row_name
-from offkey.errors import Mismatch
+from offkey.errors import BadInput, Mismatch, check
 from offkey.features import Feature, learn_together, own_reading
 from offkey.models import Model, Reading
 from offkey.passes import SHARD_SIZE, Plan, RowRecorder, Rows, ShardRows, World, progress, readings
@@ -112,9 +112,11 @@ class Session:
 
         Raises:
             Mismatch: a detector was fitted on another model.
+            BadInput: there are no prompts.
         """
         for detector in detectors:
             detector.check_model(self.model, other_model=other_model)
+        check(len(prompts) > 0, "there are no prompts to score", where=name, error=BadInput)
         prompts = without_labels(prompts)
         if self.folder is not None:
             rows = self._record(self._passes(detectors), prompts, name, wait=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from offkey.checkpoints import LoadSettings, choose_threads, open_module, say
+from offkey.checkpoints import LoadSettings, adapter_name, choose_threads, open_module, say
 from offkey.models.model import Model
 from offkey.models.proofs import verify_map
 
@@ -67,7 +67,7 @@ def load(
         opened.module,
         tokenizer=opened.tokenizer if tokenizer is None else tokenizer,
         name=opened.name,
-        adapter=None if adapter is None else str(adapter),
+        adapter=None if adapter is None else adapter_name(adapter),
     )
     verify_map(model)
     return model

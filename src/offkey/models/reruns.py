@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from offkey.data import Batch
-from offkey.errors import UnmappedModel
+from offkey.errors import BadInput, UnmappedModel, check
 from offkey.models.edits import Edit, PassContext
 from offkey.models.hooks import HookSet
 from offkey.models.network import Network, check_block
@@ -96,6 +96,7 @@ class CachedPrefix:
 
     Raises:
         UnmappedModel: it is none.
+        BadInput: no prompt has two tokens.
     """
 
     def __init__(self, network: Network, batch: Batch) -> None:
@@ -112,6 +113,12 @@ class CachedPrefix:
         )
         assert mask is not None
         assert positions is not None
+        check(
+            tokens.shape[1] > 1,
+            "it has one token, and so none before the last",
+            where=f"prompt {batch.ids[0]}",
+            error=BadInput,
+        )
         self._cache = DynamicCache(config=network.wiring.config)
         self._last = Batch(
             {"input_ids": tokens[:, -1:]}, batch.ids, mask=mask, positions=positions[:, -1:]
